@@ -64,7 +64,7 @@ class BuildReport(OpenModel):
     """The last stage that was entered."""
     size_bytes: int | None = None
     """Of the engine, when there is one."""
-    seconds: dict[str, float] = {}
+    seconds: dict[Stage, float] = Field(default_factory=dict)
     """Wall time per finished stage."""
     failure: Failure | None = None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
 
 class Reason(StrEnum):
     """Why a resource is as it is. A value is part of the API: never rename one."""
 
-    def __new__(cls, value: str, doc: str) -> Reason:
+    def __new__(cls, value: str, doc: str) -> Self:
         """Keep the explanation beside the value; `docs/reference/reasons.md` is made from it."""
         member = str.__new__(cls, value)
         member._value_ = value

@@ -61,6 +61,10 @@ class CheckpointSource(Model):
     image: Text | None = None
     """An image whose files are the checkpoint."""
 
+    def given(self) -> tuple[str, ...]:
+        """Name the sources that are set; a valid specification has one."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
     def identity(self) -> SourceIdentity:
         """Name the source for the engine key."""
         if self.pvc is not None:
@@ -272,8 +276,8 @@ class ServingSpec(PodSettings):
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
     """Number of serving pods."""
     rollout: Rollout | None = None
-    """RollingUpdate starts a new pod first and needs its GPUs free; DrainFirst ends an old pod first; Recreate ends all.
-    Default: RollingUpdate without GPUs, DrainFirst with them."""
+    """RollingUpdate starts a new pod first and needs its GPUs free; DrainFirst ends an old one first; Recreate ends all
+    first. Default: RollingUpdate without GPUs, DrainFirst with them."""
     probes: Probes | None = None
     """Timing of the probes."""
 

@@ -106,7 +106,7 @@ class Status(OpenModel):
     """Generation of the specification that this status is about."""
     phase: Phase = Phase.PENDING
     """One word for people."""
-    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = ()
     """Details, one per duty."""
     engine: EngineStatus | None = None
     """The wanted engine."""
