@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from multimodal_api.resource import Spec
 from multimodal_api.rules import breaches
 
