@@ -1,0 +1,75 @@
+"""A canonical model, loaded: recipe, media encoder and language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import ValidationError
+
+from multimodal_modeling.llm import load_llm
+from multimodal_modeling.splice import splice
+from multimodal_modeling.vision import MediaEncoder
+from multimodal_modeling.weights import corrupt
+from multimodal_recipes.recipe import RECIPE_NAME, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from multimodal_modeling.llama import Llama
+
+
+@dataclass(frozen=True, slots=True)
+class MultimodalModel:
+    """Everything that one worker runs."""
+
+    recipe: Recipe
+    media: MediaEncoder
+    llm: Llama
+
+    @classmethod
+    def load(cls, model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> MultimodalModel:
+        """Load all components of a canonical model.
+
+        Raises:
+            ProductError: a file is missing or contradicts another.
+        """
+        recipe = read_recipe(model_dir)
+        return cls(
+            recipe=recipe,
+            media=MediaEncoder.load(model_dir, recipe.vision, dtype=dtype, device=device),
+            llm=load_llm(model_dir, dtype=dtype, device=device),
+        )
+
+    @torch.inference_mode()
+    def prompt_embeddings(self, ids: Sequence[int], media_at: Sequence[int], media: Tensor) -> Tensor:
+        """Embed a prompt.
+
+        Args:
+            ids: Token ids, with any valid id at the media positions.
+            media_at: Positions of the media rows.
+            media: [media_tokens, hidden].
+
+        Returns:
+            [tokens, hidden].
+        """
+        return splice(self.llm.embed(torch.tensor(ids)), media, torch.tensor(media_at))
+
+
+def read_recipe(model_dir: Path) -> Recipe:
+    """Read `recipe.json`.
+
+    Raises:
+        ProductError: it is absent or broken.
+    """
+    path = model_dir / RECIPE_NAME
+    try:
+        return Recipe.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise corrupt(str(path), "the file is missing") from None
+    except ValidationError as error:
+        raise corrupt(str(path), str(error)) from error
