@@ -75,4 +75,6 @@ class Reason(StrEnum):
     BUILD_FAILED = "BuildFailed", "The build ended with an unexpected error; the message carries its last words."
     CONFLICT = "Conflict", "A child's name is taken by an object that belongs to someone else."
     REQUEST_REFUSED = "RequestRefused", "A request is malformed or beyond a limit; the message names the field."
+    SERVER_BUSY = "ServerBusy", "The server's queue is full: the request was not begun and may be sent again."
+    SHUTTING_DOWN = "ShuttingDown", "The server is stopping: the request was not begun and may be sent to another pod."
     INTERNAL = "Internal", "A defect of this software; the log has the details."

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from multimodal_api.base import OpenModel
 from multimodal_api.families import Family
@@ -14,6 +14,8 @@ RECIPE_NAME: Final = "recipe.json"
 LLM_DIR: Final = "llm"
 VISION_DIR: Final = "vision"
 PROJECTOR_DIR: Final = "projector"
+TEXT_SLOT: Final = "{text}"
+"""Where the user's text stands in a template; found as it is, the template is never a Python format string."""
 
 
 class PromptTemplate(OpenModel):
@@ -29,6 +31,13 @@ class PromptTemplate(OpenModel):
     """Text behind the media; holds `{text}` once."""
     default_text: str
     """What is asked when a client library asks nothing; the wire refuses an empty text."""
+
+    @field_validator("after")
+    @classmethod
+    def _one_place_for_the_text(cls, after: str) -> str:
+        if after.count(TEXT_SLOT) != 1:
+            raise ValueError(f"must hold {TEXT_SLOT} exactly once")
+        return after
 
 
 class FrameResize(StrEnum):
@@ -56,6 +65,12 @@ class ImagePreprocessing(OpenModel):
     """Factor before normalisation; 1/255."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @model_validator(mode="after")
+    def _the_crop_fits(self) -> Self:
+        if self.resize is not FrameResize.SQUASH and self.shortest_edge < self.image_size:
+            raise ValueError(f"a crop of {self.image_size} pixels does not fit in an edge of {self.shortest_edge}")
+        return self
 
 
 class FeatureSelect(StrEnum):
