@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from multimodal_modeling.llama import Llama
+    from multimodal_modeling.llm import LanguageModel
 
 
 def generate(
-    llm: Llama,
+    llm: LanguageModel,
     embeddings: Tensor,
     parameters: SamplingParameters,
     *,
@@ -44,11 +44,11 @@ def generate(
     """
     generator = make_generator(parameters)
     history = list(prompt_ids)
-    cache = llm.new_cache(embeddings.shape[0] + max_new_tokens)
+    cache = llm.new_cache()
     step = embeddings
     for _ in range(max_new_tokens):
         with torch.inference_mode():  # not around the loop: between steps the caller's own mode holds
-            logits = llm.logits(llm(step[None], cache)[0, -1])
+            logits = llm.logits(step[None], cache, last=1)[0, -1]
             token = _choose(logits, parameters, vocab_size=vocab_size, history=history, generator=generator)
             if token in eos_token_ids:
                 return

@@ -1,41 +1,65 @@
-"""Loading the language model of a canonical model."""
+"""The language model of a canonical model: transformers' own, fed with embeddings."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
+# Importing the one model's module costs a third of what transformers' package-level names do.
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from multimodal_api.errors import ProductError
-from multimodal_api.reasons import Reason
-from multimodal_modeling.llama import Llama, LlamaConfig
-from multimodal_modeling.weights import load_module, read_config
+from multimodal_modeling.pretrained import load_pretrained
 from multimodal_recipes.recipe import LLM_DIR
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
-class _Kind(BaseModel):
-    model_type: str
+class LanguageModel:
+    """A decoder with its embedding table and its head."""
 
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._embedding = model.get_input_embeddings()
 
-def load_llm(model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> Llama:
-    """Load `llm/`.
+    @classmethod
+    def load(cls, model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+        """Load `llm/`.
 
-    Raises:
-        ProductError: its `model_type` has no decoder here, or weights and configuration disagree.
-    """
-    folder = model_dir / LLM_DIR
-    kind = read_config(folder, _Kind).model_type
-    if kind != "llama":
-        raise ProductError(
-            Reason.UNSUPPORTED_MODEL,
-            at=str(folder),
-            problem=f"the torch backend has no decoder for model_type {kind!r}",
-            remedy="use a Llama checkpoint, or another backend",
-        )
-    config = read_config(folder, LlamaConfig)
-    return load_module(folder, lambda: Llama(config), dtype=dtype, device=device)
+        Raises:
+            ProductError: weights and configuration disagree.
+        """
+        return cls(load_pretrained(AutoModelForCausalLM, model_dir / LLM_DIR, dtype=dtype, device=device))
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of an embedding."""
+        return int(self._model.config.get_text_config().hidden_size)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Look up token ids: [tokens] → [tokens, hidden]."""
+        embedded: Tensor = self._embedding(ids.to(self._model.device))
+        return embedded
+
+    def new_cache(self) -> Cache:
+        """Make an empty key/value cache."""
+        return DynamicCache(config=self._model.config)
+
+    def logits(self, embeddings: Tensor, cache: Cache, *, last: int = 0) -> Tensor:
+        """Take new positions into the cache and score the vocabulary behind them.
+
+        Args:
+            embeddings: [batch, new, hidden], the positions behind those that the cache holds.
+            cache: Extended in place.
+            last: How many of the new positions to score, counted from the end; 0 means all.
+
+        Returns:
+            [batch, last or new, rows]: padding rows of the vocabulary included.
+        """
+        output = self._model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=last)
+        scores: Tensor = output.logits
+        return scores

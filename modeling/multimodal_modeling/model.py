@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import ValidationError
 
-from multimodal_modeling.llm import load_llm
+from multimodal_modeling.llm import LanguageModel
+from multimodal_modeling.pretrained import corrupt
 from multimodal_modeling.splice import splice
 from multimodal_modeling.vision import MediaEncoder
-from multimodal_modeling.weights import corrupt
 from multimodal_recipes.recipe import RECIPE_NAME, Recipe
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from multimodal_modeling.llama import Llama
-
 
 @dataclass(frozen=True, slots=True)
 class MultimodalModel:
@@ -29,7 +27,7 @@ class MultimodalModel:
 
     recipe: Recipe
     media: MediaEncoder
-    llm: Llama
+    llm: LanguageModel
 
     @classmethod
     def load(cls, model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> MultimodalModel:
@@ -42,7 +40,7 @@ class MultimodalModel:
         return cls(
             recipe=recipe,
             media=MediaEncoder.load(model_dir, recipe.vision, dtype=dtype, device=device),
-            llm=load_llm(model_dir, dtype=dtype, device=device),
+            llm=LanguageModel.load(model_dir, dtype=dtype, device=device),
         )
 
     @torch.inference_mode()

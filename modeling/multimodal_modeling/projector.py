@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
+from multimodal_modeling.pretrained import corrupt
+from multimodal_recipes.recipe import PROJECTOR_DIR, ProjectorConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from pathlib import Path
 
-    from multimodal_recipes.recipe import ProjectorConfig
+    from torch import Tensor
 
 _MLP: Final = re.compile(r"mlp([1-9][0-9]?)x_gelu")
 
@@ -24,6 +30,24 @@ class Projector(nn.Module):
     def __init__(self, config: ProjectorConfig) -> None:
         super().__init__()
         self.mm_projector = make_projector(config)
+
+    @classmethod
+    def load(cls, model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> Projector:
+        """Read `projector/` of a canonical model.
+
+        Raises:
+            ProductError: a file is missing or broken, or weights and configuration disagree.
+        """
+        folder = model_dir / PROJECTOR_DIR
+        try:
+            config = ProjectorConfig.model_validate_json((folder / "config.json").read_bytes())
+            state = load_file(folder / "model.safetensors")
+            with torch.device("meta"):
+                projector = cls(config)
+            projector.load_state_dict(state, assign=True)
+        except (OSError, ValidationError, SafetensorError, RuntimeError) as error:
+            raise corrupt(str(folder), str(error)) from error
+        return projector.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [..., input_size] to [..., hidden_size]."""

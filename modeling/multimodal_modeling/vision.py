@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from transformers.models.clip.modeling_clip import CLIPVisionModel
 
-from multimodal_modeling.clip import ClipConfig, ClipTower
+from multimodal_modeling.pretrained import load_pretrained
 from multimodal_modeling.projector import Projector
-from multimodal_modeling.weights import load_module, read_config
-from multimodal_recipes.recipe import PROJECTOR_DIR, VISION_DIR, FeatureSelect, ProjectorConfig
+from multimodal_recipes.recipe import VISION_DIR, FeatureSelect
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from multimodal_recipes.recipe import VisionRecipe
 
@@ -22,21 +23,20 @@ if TYPE_CHECKING:
 class MediaEncoder:
     """A tower and a projector, loaded."""
 
-    def __init__(self, tower: ClipTower, projector: Projector, recipe: VisionRecipe) -> None:
+    def __init__(self, tower: PreTrainedModel, projector: Projector, recipe: VisionRecipe) -> None:
         self._tower = tower
         self._projector = projector
         self._recipe = recipe
 
     @classmethod
     def load(cls, model_dir: Path, recipe: VisionRecipe, *, dtype: torch.dtype, device: torch.device) -> MediaEncoder:
-        """Read `vision/` and `projector/` of a canonical model."""
-        vision_config = read_config(model_dir / VISION_DIR, ClipConfig)
-        projector_config = read_config(model_dir / PROJECTOR_DIR, ProjectorConfig)
-        tower = load_module(model_dir / VISION_DIR, lambda: ClipTower(vision_config), dtype=dtype, device=device)
-        projector = load_module(
-            model_dir / PROJECTOR_DIR, lambda: Projector(projector_config), dtype=dtype, device=device
-        )
-        return cls(tower, projector, recipe)
+        """Read `vision/` and `projector/` of a canonical model.
+
+        Raises:
+            ProductError: a file is missing or contradicts another.
+        """
+        tower = load_pretrained(CLIPVisionModel, model_dir / VISION_DIR, dtype=dtype, device=device)
+        return cls(tower, Projector.load(model_dir, dtype=dtype, device=device), recipe)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -48,8 +48,9 @@ class MediaEncoder:
         Returns:
             [items, tokens_per_image, hidden] in the encoder's dtype.
         """
-        weight = self._tower.vision_model.pre_layrnorm.weight
-        features = self._tower(pixels.to(device=weight.device, dtype=weight.dtype), self._recipe.select_layer)
+        placed = pixels.to(device=self._tower.device, dtype=self._tower.dtype)
+        states = self._tower(pixel_values=placed, output_hidden_states=True).hidden_states
+        features = states[self._recipe.select_layer]
         if self._recipe.select_feature is FeatureSelect.PATCH:
             features = features[:, self._recipe.class_token_length :]
         encoded: Tensor = self._projector(features)
