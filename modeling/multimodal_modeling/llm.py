@@ -33,7 +33,9 @@ class LanguageModel:
         Raises:
             ProductError: weights and configuration disagree.
         """
-        return cls(load_pretrained(AutoModelForCausalLM, model_dir / LLM_DIR, dtype=dtype, device=device))
+        return cls(
+            load_pretrained(AutoModelForCausalLM.from_pretrained, model_dir / LLM_DIR, dtype=dtype, device=device)
+        )
 
     @property
     def hidden_size(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
@@ -23,19 +24,13 @@ SHOWN: Final = 5
 REBUILD: Final = "delete the engine's folder in the store: the operator builds it again"
 
 
-class Loader(Protocol):
-    """A model class, or an auto class."""
-
-    def from_pretrained(self, *args: object, **kwargs: object) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """Load, with `output_loading_info`."""
-        ...
-
-
-def load_pretrained(loader: Loader, folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_pretrained(
+    from_pretrained: Callable[..., object], folder: Path, *, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
     """Load a model in inference mode.
 
     Args:
-        loader: What makes the model.
+        from_pretrained: Of the class that makes the model.
         folder: `config.json` and `model*.safetensors`.
         dtype: Of the parameters in memory, whatever the files hold.
         device: Where the parameters go.
@@ -44,7 +39,7 @@ def load_pretrained(loader: Loader, folder: Path, *, dtype: torch.dtype, device:
         ProductError: a file is missing or broken, or files and model do not name the same tensors in the same shapes.
     """
     try:
-        model, info = loader.from_pretrained(
+        loaded = from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
@@ -54,11 +49,12 @@ def load_pretrained(loader: Loader, folder: Path, *, dtype: torch.dtype, device:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise corrupt(str(folder), str(error)) from error
+    model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     if difference := describe_difference(info):
         raise corrupt(str(folder), difference)
-    model.to(device)
-    model.requires_grad_(requires_grad=False)
-    return model.eval()
+    module = cast("torch.nn.Module", model)  # transformers' own overrides are not typed
+    module.to(device).eval().requires_grad_(requires_grad=False)
+    return model
 
 
 def describe_difference(info: dict[str, Any]) -> str:

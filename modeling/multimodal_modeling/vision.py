@@ -35,7 +35,7 @@ class MediaEncoder:
         Raises:
             ProductError: a file is missing or contradicts another.
         """
-        tower = load_pretrained(CLIPVisionModel, model_dir / VISION_DIR, dtype=dtype, device=device)
+        tower = load_pretrained(CLIPVisionModel.from_pretrained, model_dir / VISION_DIR, dtype=dtype, device=device)
         return cls(tower, Projector.load(model_dir, dtype=dtype, device=device), recipe)
 
     @torch.inference_mode()
