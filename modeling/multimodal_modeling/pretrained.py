@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final, cast
+
+from transformers.utils import logging
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
     import torch
     from transformers import PreTrainedModel
-
-# Everything is on the volume: nothing here may ask a hub. Read by huggingface_hub when transformers is imported.
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 SHOWN: Final = 5
 """Names printed of a difference; the rest is counted."""
@@ -38,6 +36,7 @@ def load_pretrained(
     Raises:
         ProductError: a file is missing or broken, or files and model do not name the same tensors in the same shapes.
     """
+    logging.disable_progress_bar()  # logs are JSON lines
     try:
         loaded = from_pretrained(
             folder,
