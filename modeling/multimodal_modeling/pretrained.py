@@ -36,7 +36,7 @@ def load_pretrained(
     Raises:
         ProductError: a file is missing or broken, or files and model do not name the same tensors in the same shapes.
     """
-    logging.disable_progress_bar()  # logs are JSON lines
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call] # logs are JSON lines
     try:
         loaded = from_pretrained(
             folder,
