@@ -1,0 +1,3 @@
+module multimodal.dev/cluster/tools
+
+go 1.25.0
