@@ -49,7 +49,11 @@ class Rule(NamedTuple):
     def message_cel(self) -> str:
         """Give the CEL expression of the message that `str(self.failure(spec))` gives."""
         text = f"{self.at}: {self.problem}; {self.remedy}".replace("'", "\\'")
-        return "'" + _PLACEHOLDER.sub(r"' + string(self.\1) + '", text) + "'"
+        if not (paths := _PLACEHOLDER.findall(text)):
+            return f"'{text}'"
+        # Not string concatenation: the API server's cost estimate of `string(…)` has no bound.
+        values = ", ".join(f"dyn(self.{path})" for path in paths)
+        return f"'{_PLACEHOLDER.sub('%s', text)}'.format([{values}])"
 
 
 _PLACEHOLDER: Final = re.compile(r"\{([A-Za-z.]+)\}")

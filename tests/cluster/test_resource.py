@@ -17,6 +17,8 @@ from support.breaches import BREACHES, CHECKPOINT, spec
 ROOT = Path(__file__).parents[2]
 CRD = ROOT / "crds" / f"{labels.PLURAL}.{labels.GROUP}.yaml"
 
+BASE_MODEL = {"type": "neva", "visualCheckpoint": CHECKPOINT}
+
 pytestmark = pytest.mark.cluster
 
 
@@ -37,7 +39,7 @@ def dry_run(wanted: dict[str, Any], name: str = "neva") -> subprocess.CompletedP
     return kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=json.dumps(resource))
 
 
-@pytest.mark.parametrize("changes", [changes for changes, _, _ in BREACHES], ids=lambda changes: ",".join(changes))
+@pytest.mark.parametrize("changes", [changes for changes, _, _ in BREACHES], ids=",".join)
 def test_admission_refuses_with_the_message_that_python_gives(changes: dict[str, Any]) -> None:
     refused = dry_run(spec(**changes))
     assert refused.returncode != 0
@@ -73,7 +75,7 @@ def test_a_name_that_no_service_can_have_is_refused(name: str) -> None:
 
 
 def test_defaults_are_written_out() -> None:
-    created = dry_run({"model": {"type": "neva", "visualCheckpoint": CHECKPOINT}})
+    created = dry_run({"model": BASE_MODEL})
     assert created.returncode == 0, created.stderr
     stored = json.loads(created.stdout)["spec"]
     assert stored["numGpus"] == 1
