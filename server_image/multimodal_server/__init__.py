@@ -1,0 +1,1 @@
+"""The process that speaks to clients: it checks requests, makes prompts and pixels, and asks the worker. No torch."""

@@ -1,0 +1,222 @@
+"""`multimodal-server`: serve one engine.
+
+The order of the start is the order of what takes longest: the worker first (it imports torch and loads the engine),
+then Triton beside it, and the model last, so that it is ready on the wire only when a real question has been answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from multimodal_api.build import TERMINATION_LIMIT, TERMINATION_LOG, ExitCode
+from multimodal_api.errors import Failure, ProductError
+from multimodal_api.logs import FIELDS, configure
+from multimodal_api.reasons import Reason
+from multimodal_api.worker_protocol import Ready
+from multimodal_server.worker_client import WorkerClient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STARTED: Final = time.monotonic()
+LOG: Final = logging.getLogger(__name__)
+PROGRAM: Final = "multimodal-server"
+LOAD_SECONDS: Final = 4 * 3600.0
+"""Longest load of an engine; the pod's startup probe is the bound that a user sets."""
+LAST_WORDS_SECONDS: Final = 1.0
+"""After the worker's death, for the errors of its requests to reach their clients."""
+WATCH_SECONDS: Final = 1.0
+"""Between two looks at Triton's process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The command line."""
+
+    engine: Path
+    model_name: str
+    model_version: int
+    http_address: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    grace_seconds: float
+    termination_log: Path
+
+
+class _Stop:
+    """The signal to end."""
+
+
+_Event = Ready | Failure | _Stop
+
+
+class _Clock:
+    """Seconds from the start of the process to each step of it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def note(self, step: str) -> None:
+        """A step is done."""
+        self.seconds[step] = round(time.monotonic() - STARTED, 3)
+
+
+def main() -> int:
+    """Serve until a signal (0) or a failure (1)."""
+    configure(PROGRAM)
+    settings = _settings()
+    events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: events.put(_Stop()))
+    try:
+        failure = _serve(settings, events)
+    except ProductError as error:
+        failure = error.failure
+    except Exception as error:
+        LOG.exception("the start failed")
+        failure = Failure(
+            reason=Reason.INTERNAL,
+            at="server",
+            problem=f"{type(error).__name__}: {error}",
+            remedy="report it with the container's log",
+        )
+    if failure is None:
+        return ExitCode.OK
+    LOG.error("the server ends: %s", failure, extra={FIELDS: {"reason": failure.reason}})
+    _leave_word(failure, settings.termination_log)
+    # Threads may be waiting for what will not come. Triton is ended by the kernel with this process.
+    logging.shutdown()
+    os._exit(ExitCode.RETRY)
+
+
+def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | None:
+    """Start everything, wait for the end, and stop everything; give the failure, if it was one."""
+    worker = WorkerClient.start(settings.engine, events.put)
+    # These take a second, while the worker imports torch.
+    from multimodal_server.answers import Responder  # noqa: PLC0415
+    from multimodal_server.engine import open_engine  # noqa: PLC0415
+    from multimodal_server.metrics import Metrics, MetricsServer  # noqa: PLC0415
+    from multimodal_server.triton import Addresses, Triton, free_port  # noqa: PLC0415
+
+    clock = _Clock()
+    clock.note("imports")
+    engine = open_engine(settings.engine)
+    metrics = Metrics()
+    addresses = Addresses(settings.http_address, settings.http_port, settings.grpc_port, free_port())
+    page = MetricsServer(
+        metrics, address=settings.http_address, port=settings.metrics_port, triton_port=addresses.metrics_port
+    )
+    triton = Triton(addresses, stop_seconds=settings.grace_seconds)
+    triton.start()
+    clock.note("triton")
+    end = _wait_for_engine(events)
+    if isinstance(end, Ready):
+        clock.note("worker")
+        metrics.watch_worker(worker.stats)
+        responder = Responder(engine, worker, metrics)
+        responder.warm_up()
+        clock.note("warm")
+        triton.publish(
+            settings.model_name,
+            settings.model_version,
+            responder.answer,
+            concurrency=engine.limits.max_batch_size,
+        )
+        clock.note("ready")
+        LOG.info(
+            "ready",
+            extra={
+                FIELDS: {
+                    "model": settings.model_name,
+                    "engine": engine.manifest.key,
+                    "device": end.device,
+                    "seconds": clock.seconds,
+                    "worker_seconds": end.seconds,
+                }
+            },
+        )
+        end = _wait_for_end(events, triton.is_alive)
+    if isinstance(end, Failure):
+        time.sleep(LAST_WORDS_SECONDS)
+        return end
+    LOG.info("stopping: no new requests, finishing those that run")
+    triton.stop()
+    worker.stop()
+    page.close()
+    LOG.info("stopped")
+    return None
+
+
+def _wait_for_engine(events: queue.SimpleQueue[_Event]) -> _Event:
+    try:
+        return events.get(timeout=LOAD_SECONDS)
+    except queue.Empty:
+        return Failure(
+            reason=Reason.DEADLINE_EXCEEDED,
+            at="worker",
+            problem=f"the engine was not loaded within {LOAD_SECONDS:.0f} seconds",
+            remedy="see the worker's log lines; a slow volume is the usual cause",
+        )
+
+
+def _wait_for_end(events: queue.SimpleQueue[_Event], triton_is_alive: Callable[[], bool]) -> Failure | _Stop:
+    """Wait for a signal, the worker's death or Triton's."""
+    while True:
+        try:
+            event = events.get(timeout=WATCH_SECONDS)
+        except queue.Empty:
+            if triton_is_alive():
+                continue
+            return Failure(
+                reason=Reason.SERVER_FAILED,
+                at="triton",
+                problem="Triton's process ended",
+                remedy="see its log lines above",
+            )
+        if not isinstance(event, Ready):
+            return event
+
+
+def _leave_word(failure: Failure, path: Path) -> None:
+    """Write the termination message where the kubelet has made a file for it."""
+    if not path.exists():
+        return
+    message = failure.model_dump_json(by_alias=True)
+    if len(message.encode()) > TERMINATION_LIMIT:
+        cut = failure.model_copy(update={"problem": failure.problem[: TERMINATION_LIMIT // 8]})
+        message = cut.model_dump_json(by_alias=True)
+    try:
+        path.write_text(message)
+    except OSError:
+        LOG.exception("the termination message cannot be written")
+
+
+def _settings() -> Settings:
+    parser = argparse.ArgumentParser(PROGRAM, description="Serve one engine with Triton.")
+    parser.add_argument("--engine", type=Path, required=True, help="folder with manifest.json")
+    parser.add_argument("--model-name", required=True, help="name of the model on the wire")
+    parser.add_argument("--model-version", type=int, default=1, help="version of the model on the wire")
+    parser.add_argument("--http-address", default="0.0.0.0", help="address of all ports")  # noqa: S104 -- in a pod
+    parser.add_argument("--http-port", type=int, default=8000, help="KServe v2 over HTTP")
+    parser.add_argument("--grpc-port", type=int, default=8001, help="KServe v2 over gRPC")
+    parser.add_argument("--metrics-port", type=int, default=8002, help="Prometheus metrics")
+    parser.add_argument(
+        "--grace-seconds", type=float, default=25.0, help="how long running requests may go on after SIGTERM"
+    )
+    parser.add_argument(
+        "--termination-log", type=Path, default=Path(TERMINATION_LOG), help="where the reason of a failure is written"
+    )
+    return Settings(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,199 @@
+"""Triton, through PyTriton: the one module that imports `pytriton`."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import socket
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pytriton.triton
+from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy
+from pytriton.model_config import Tensor as TritonTensor
+from pytriton.models.model import Model
+from pytriton.server import triton_server
+
+from multimodal_api import wire
+from multimodal_api.errors import ProductError
+from multimodal_api.reasons import Reason
+from multimodal_server import triton_model
+from multimodal_server.refusal import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+    from pytriton.proxy.types import Request
+
+    Answer = Callable[[Mapping[str, NDArray[Any]]], list[str]]
+
+LOG: Final = logging.getLogger(__name__)
+
+START_SECONDS: Final = 120.0
+POLL_SECONDS: Final = 0.05
+MAX_QUEUED: Final = 64
+"""Requests that wait inside Triton for a free instance; one more is refused as unavailable."""
+MAX_INSTANCES: Final = 32
+"""Each is a process of 45 MiB that waits for one answer at a time."""
+
+_NUMPY: Final = {"BYTES": bytes, "UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where Triton listens."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    """On the loopback interface."""
+
+
+class _Model(Model):  # type: ignore[misc]  # pytriton ships no types
+    """A model whose errors pass through `triton_model.py`."""
+
+    def get_proxy_model_files(self) -> dict[str, bytes]:
+        files: dict[str, bytes] = super().get_proxy_model_files()
+        entry = f"file:{self.model_version}/model.py"
+        files[f"file:{self.model_version}/pytriton_model.py"] = files[entry]
+        files[entry] = Path(triton_model.__file__).read_bytes()
+        return files
+
+
+class _Server(pytriton.triton.Triton):  # type: ignore[misc]  # pytriton ships no types
+    """Triton with two settings that PyTriton does not offer."""
+
+    def _prepare_triton_config(self, workspace: object) -> None:
+        super()._prepare_triton_config(workspace)
+        # Else Triton starts every model's process once more, only to ask for what the configuration already says.
+        self._triton_server_config["strict-model-config"] = True
+        self._triton_server_config["log-info"] = False
+
+
+class Triton:
+    """The server process, and the one model in it."""
+
+    def __init__(self, addresses: Addresses, *, stop_seconds: float) -> None:
+        """Prepare.
+
+        Args:
+            addresses: where to listen.
+            stop_seconds: how long requests may go on after `stop` is called.
+        """
+        pytriton.triton.Model = _Model
+        triton_server.SERVER_OUTPUT_TIMEOUT_SECS = stop_seconds + 5
+        # Its record of a refused request is a stack trace; ours is one line.
+        logging.getLogger("pytriton.proxy.inference").setLevel(logging.CRITICAL)
+        self._addresses = addresses
+        self._server = _Server(
+            config=pytriton.triton.TritonConfig(
+                http_address=addresses.host,
+                http_port=addresses.http_port,
+                grpc_address=addresses.host,
+                grpc_port=addresses.grpc_port,
+                metrics_address="127.0.0.1",
+                metrics_port=addresses.metrics_port,
+                exit_timeout_secs=int(stop_seconds),
+            ),
+            workspace=Path(tempfile.mkdtemp(prefix="triton-")) / "workspace",
+        )
+
+    def start(self) -> None:
+        """Start the process and wait until it listens. Call it from a thread that lives as long as the process should.
+
+        (The kernel ends Triton when the thread that started it ends.)
+
+        Raises:
+            ProductError: the process ended, or took too long.
+        """
+        self._server._run_server()  # noqa: SLF001 -- `run` would wait two minutes for a process that has ended
+        ends = time.monotonic() + START_SECONDS
+        while not self._listens():
+            if not self._server.is_alive():
+                raise _start_failed("the process ended", self._addresses)
+            if time.monotonic() > ends:
+                raise _start_failed(f"it does not listen after {START_SECONDS:.0f} seconds", self._addresses)
+            time.sleep(POLL_SECONDS)
+        self._server.connect()
+
+    def publish(self, name: str, version: int, answer: Answer, *, concurrency: int) -> None:
+        """Offer a model; it is ready when this returns.
+
+        Args:
+            name: on the wire.
+            version: on the wire.
+            answer: called from `concurrency` threads; raises nothing but ProductError.
+            concurrency: requests that are answered at once.
+        """
+        callables = [_callable(answer) for _ in range(min(concurrency, MAX_INSTANCES))]
+        self._server.bind(
+            name,
+            callables,
+            inputs=[_describe(tensor) for tensor in wire.VISION_INPUTS],
+            outputs=[_describe(wire.OUTPUTS)],
+            model_version=version,
+            # Largest batch 1: Triton never merges requests of two users, and refuses a request of several rows.
+            config=ModelConfig(
+                max_batch_size=1,
+                batcher=DynamicBatcher(default_queue_policy=QueuePolicy(max_queue_size=MAX_QUEUED)),
+            ),
+        )
+
+    def is_alive(self) -> bool:
+        """Say whether process and model are there."""
+        return bool(self._server.is_alive())
+
+    def stop(self) -> None:
+        """Refuse new requests, let those that run end, stop the process."""
+        self._server.stop()
+
+    def _listens(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self._addresses.http_port, timeout=1)
+        try:
+            connection.request("GET", "/v2/health/live")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def free_port() -> int:
+    """Find a port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _callable(answer: Answer) -> Callable[[list[Request]], list[dict[str, NDArray[Any]]]]:
+    """Make one instance; PyTriton tells instances apart by the identity of their function."""
+
+    def infer(requests: list[Request]) -> list[dict[str, NDArray[Any]]]:
+        (request,) = requests
+        try:
+            texts = answer(request.data)
+        except ProductError as error:
+            raise Refusal(error.failure) from None
+        return [{wire.OUTPUTS.name: np.array([[text.encode()] for text in texts], dtype=object)}]
+
+    return infer
+
+
+def _describe(tensor: wire.Tensor) -> TritonTensor:
+    return TritonTensor(name=tensor.name, dtype=_NUMPY[tensor.datatype], shape=tensor.shape, optional=tensor.optional)
+
+
+def _start_failed(problem: str, addresses: Addresses) -> ProductError:
+    return ProductError(
+        Reason.SERVER_FAILED,
+        at="triton",
+        problem=problem,
+        remedy=f"see its log lines above; are the ports {addresses.http_port} and {addresses.grpc_port} free?",
+    )

@@ -1,0 +1,255 @@
+"""The worker, as the front sees it: a child process that is started, asked, watched and ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+import msgpack
+
+from multimodal_api.errors import Failure, ProductError
+from multimodal_api.logs import FIELDS
+from multimodal_api.reasons import Reason
+from multimodal_api.worker_protocol import (
+    AskStats,
+    Cancel,
+    Codec,
+    Done,
+    Failed,
+    Generate,
+    ProtocolError,
+    Ready,
+    Refused,
+    Shutdown,
+    Stats,
+    Tokens,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+    from pathlib import Path
+
+    from multimodal_api.worker_protocol import Frame, Message
+
+LOG: Final = logging.getLogger(__name__)
+
+PYTHON_VARIABLE: Final = "MULTIMODAL_WORKER_PYTHON"
+"""The interpreter of the environment that holds torch."""
+END_SECONDS: Final = 10.0
+"""How long a worker that was told to end may take."""
+
+Event = Tokens | Done | Refused
+_SIGKILL_NOTE: Final = (
+    "the kernel ends a process this way when memory runs out: raise spec.serving.resources.limits.memory; "
+    "else see the container's log"
+)
+
+
+class WorkerClient:
+    """One worker process and the socket to it. All methods may be called from any thread."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], sock: socket.socket, tell: Callable[[Ready | Failure], None]
+    ) -> None:
+        self._process = process
+        self._socket = sock
+        self._tell = tell
+        self._codec = Codec(msgpack.packb, msgpack.unpackb)
+        self._sending = threading.Lock()
+        self._ids = count(1)
+        self._answers: dict[int, queue.SimpleQueue[Event | Failure]] = {}
+        self._stats: queue.SimpleQueue[Stats] = queue.SimpleQueue()
+        self._asking_stats = threading.Lock()
+        self._state = threading.Lock()
+        self._ending = False
+        self._death: Failure | None = None
+        threading.Thread(target=self._read, name="worker-reader", daemon=True).start()
+
+    @classmethod
+    def start(cls, engine: Path, tell: Callable[[Ready | Failure], None]) -> WorkerClient:
+        """Start the process; it loads the engine while the caller does other things.
+
+        Args:
+            engine: its folder.
+            tell: called from another thread: once when the engine is loaded, and once when the worker has ended without
+                having been told to.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [
+                    os.environ.get(PYTHON_VARIABLE, sys.executable),
+                    *("-m", "multimodal_worker.main", "--engine", str(engine), "--socket-fd", str(theirs.fileno())),
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        return cls(process, ours, tell)
+
+    def next_id(self) -> int:
+        """Give a number for the next request."""
+        return next(self._ids)
+
+    def generate(
+        self, request: Generate, buffers: Sequence[memoryview], *, timeout: float
+    ) -> Generator[Tokens | Done, None, None]:
+        """Ask one question.
+
+        Args:
+            request: with an id from `next_id`.
+            buffers: one per medium.
+            timeout: longest wait for the next event, in seconds.
+
+        Yields:
+            The worker's events; the last one is `Done`. Closing the iterator before cancels the request.
+
+        Raises:
+            ProductError: the worker refuses, ends, or is silent for too long.
+        """
+        events: queue.SimpleQueue[Event | Failure] = queue.SimpleQueue()
+        with self._state:
+            if self._death is not None:
+                raise _error(self._death)
+            self._answers[request.request_id] = events
+        ended = False
+        try:
+            self._send(request, buffers)
+            while not ended:
+                event = self._next(events, timeout)
+                ended = isinstance(event, Done)
+                yield event
+        finally:
+            with self._state:
+                self._answers.pop(request.request_id, None)
+            if not ended:
+                self._send(Cancel(request_id=request.request_id))
+
+    def stats(self, timeout: float) -> Stats | None:
+        """Ask what the worker is doing; None when it does not answer in time."""
+        with self._asking_stats:
+            while not self._stats.empty():  # an answer that came too late for the last question
+                self._stats.get()
+            self._send(AskStats())
+            with suppress(queue.Empty):
+                return self._stats.get(timeout=timeout)
+        return None
+
+    def stop(self) -> None:
+        """End the process: ask, then kill."""
+        with self._state:
+            self._ending = True
+        self._send(Shutdown())
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            LOG.warning("the worker did not end in time: killing it")
+            self._process.kill()
+            self._process.wait(END_SECONDS)
+        self._socket.close()
+
+    @staticmethod
+    def _next(events: queue.SimpleQueue[Event | Failure], timeout: float) -> Tokens | Done:
+        try:
+            event = events.get(timeout=timeout)
+        except queue.Empty:
+            raise ProductError(
+                Reason.DEADLINE_EXCEEDED,
+                at="worker",
+                problem=f"no token within {timeout:.0f} seconds",
+                remedy="send the request again later; if it happens often, give the pod more CPU or a GPU",
+            ) from None
+        if isinstance(event, Failure):
+            raise _error(event)
+        if isinstance(event, Refused):
+            raise _error(event.failure)
+        return event
+
+    def _send(self, message: Message, buffers: Sequence[memoryview] = ()) -> None:
+        pieces = self._codec.encode(message, buffers)
+        with self._sending, suppress(OSError):  # the reader finds out why the socket is gone
+            for piece in pieces:
+                self._socket.sendall(piece)
+
+    def _read(self) -> None:
+        """Hand out what the worker says, until it says no more."""
+        said: Failure | None = None
+        try:
+            while (frame := self._receive()) is not None:
+                message, _ = frame
+                if isinstance(message, Failed):
+                    said = message.failure
+                else:
+                    self._hand_out(message)
+        except (ProtocolError, OSError):
+            LOG.exception("the stream from the worker is broken")
+            self._process.kill()
+        self._bury(said or self._cause_of_death())
+
+    def _receive(self) -> Frame | None:
+        frame = self._codec.receive()
+        wanted = next(frame)
+        while True:
+            part = bytearray(wanted)
+            view, filled = memoryview(part), 0
+            while filled < wanted:
+                got = self._socket.recv_into(view[filled:])
+                if got == 0:
+                    return None
+                filled += got
+            try:
+                wanted = frame.send(part)
+            except StopIteration as whole:
+                received: Frame = whole.value
+                return received
+
+    def _hand_out(self, message: Message) -> None:
+        match message:
+            case Tokens() | Done() | Refused():
+                with self._state:
+                    events = self._answers.get(message.request_id)
+                if events is not None:  # else nobody wants it any more
+                    events.put(message)
+            case Ready():
+                self._tell(message)
+            case Stats():
+                self._stats.put(message)
+            case _:
+                raise ProtocolError(f"the worker sent {message.type!r}")
+
+    def _cause_of_death(self) -> Failure:
+        try:
+            code = self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait(END_SECONDS)
+        how = f"with exit code {code}" if code >= 0 else f"by signal {signal.Signals(-code).name}"
+        return Failure(
+            reason=Reason.SERVER_FAILED,
+            at="worker",
+            problem=f"the worker process ended {how}",
+            remedy=_SIGKILL_NOTE if code == -signal.SIGKILL else "see the container's log",
+        )
+
+    def _bury(self, failure: Failure) -> None:
+        with self._state:
+            self._death = failure
+            answers = list(self._answers.values())
+            ending = self._ending
+        for events in answers:
+            events.put(failure)
+        if not ending:
+            LOG.error("the worker is gone: %s", failure, extra={FIELDS: {"reason": failure.reason}})
+            self._tell(failure)
+
+
+def _error(failure: Failure) -> ProductError:
+    return ProductError(failure.reason, at=failure.at, problem=failure.problem, remedy=failure.remedy)
