@@ -12,6 +12,8 @@ from multimodal_cluster.daemons import SYSTEM_PATH
 from multimodal_cluster.errors import ClusterError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from multimodal_cluster.progress import Progress
 
 # program → Debian package
@@ -30,6 +32,7 @@ CNI_PACKAGE: Final = "containernetworking-plugins"
 CNI_FOLDERS: Final = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
 CNI_PLUGINS: Final = ("ptp", "portmap", "host-local", "loopback")
 APT_DEADLINE_S: Final = 900.0
+REMEDY: Final = "see whether the package mirror answers; or install the packages by hand"
 
 
 def missing() -> list[str]:
@@ -47,27 +50,27 @@ def ensure(progress: Progress) -> None:
         ClusterError: it cannot be installed here.
     """
     lacking = missing()
-    if not lacking:
-        return
-    if shutil.which("apt-get") is None:
-        raise ClusterError(
-            "packages", f"missing: {' '.join(lacking)}", "install them with the system's package manager"
-        )
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    remedy = "see whether the package mirror answers; or install the packages by hand"
-    apt = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
-    with progress.step(f"install {' '.join(lacking)}"):
-        run("packages", [*apt, "update"], seconds=APT_DEADLINE_S, remedy=remedy, environment=environment)
-        run(
-            "packages",
-            [*apt, "install", "--no-install-recommends", *lacking],
-            seconds=APT_DEADLINE_S,
-            remedy=remedy,
-            environment=environment,
-        )
+    if lacking:
+        install(lacking, progress)
     still = missing()
     if still:
-        raise ClusterError("packages", f"still missing after installing: {' '.join(still)}", remedy)
+        raise ClusterError("packages", f"still missing after installing: {' '.join(still)}", REMEDY)
+
+
+def install(packages: Sequence[str], progress: Progress) -> None:
+    """Install packages of the distribution.
+
+    Raises:
+        ClusterError: they cannot be installed here.
+    """
+    shown = " ".join(packages)
+    if shutil.which("apt-get") is None:
+        raise ClusterError("packages", f"missing: {shown}", "install them with the system's package manager")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    apt = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
+    with progress.step(f"install {shown}"):
+        for words in (["update"], ["install", "--no-install-recommends", *packages]):
+            run("packages", [*apt, *words], seconds=APT_DEADLINE_S, remedy=REMEDY, environment=environment)
 
 
 def cni_folder() -> Path:
