@@ -1,0 +1,97 @@
+"""`mmd`, also `kubectl mmd`: ask a served model, and see what the cluster serves."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from multimodal_api import wire
+from multimodal_api.errors import ProductError
+from multimodal_api.families import IMPLEMENTED_FAMILIES, Family
+from multimodal_client.client import DEFAULT_TIMEOUT, Client
+
+QUERY_MAX_OUTPUT_LEN = 128
+"""Default of NeMo's query script; its library has 30."""
+
+
+def main() -> int:
+    """Run one command: 0, or 1 with one line that says what is wrong."""
+    arguments = _parser().parse_args()
+    try:
+        arguments.run(arguments)
+    except ProductError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def _query(arguments: argparse.Namespace) -> None:
+    client = Client(arguments.url, arguments.model_name, timeout=arguments.timeout)
+    client.wait_ready(arguments.init_timeout)
+    answers = client.query(
+        arguments.input_text,
+        arguments.input_media,
+        batch_size=arguments.batch_size,
+        max_output_len=arguments.max_output_len,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        temperature=arguments.temperature,
+        repetition_penalty=arguments.repetition_penalty,
+        num_beams=arguments.num_beams,
+        lora_uids=arguments.lora_task_uids,
+    )
+    print("\n".join(answers))
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from multimodal_client import kube, status  # noqa: PLC0415 -- the Kubernetes client takes a second to import
+
+    namespace = None if arguments.all_namespaces else arguments.namespace or kube.namespace_of_context()
+    resources = kube.list_resources(namespace, arguments.name)
+    if not resources:
+        print("no MultimodalDeployment found")
+        return
+    print(status.render(resources, details=arguments.name is not None))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("mmd", description="Multimodal models on Kubernetes.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_query(commands.add_parser("query", help="ask a served model about a picture"))
+    status = commands.add_parser("status", help="show resources and their conditions")
+    status.add_argument("name", nargs="?", help="one resource, with its conditions")
+    status.add_argument("-n", "--namespace", help="default: that of the kubeconfig's context")
+    status.add_argument("-A", "--all-namespaces", action="store_true", help="look everywhere")
+    status.set_defaults(run=_status)
+    return parser
+
+
+def _add_query(query: argparse.ArgumentParser) -> None:
+    """Add the flags of NeMo's `query.py`, by the same names."""
+    query.set_defaults(run=_query)
+    add = query.add_argument
+    add("-u", "--url", default="0.0.0.0", help="HOST, HOST:PORT or http://HOST:PORT")  # noqa: S104 -- NeMo's default
+    add("-mn", "--model_name", required=True, help="name of the model on the wire")
+    add("-mt", "--model_type", choices=list(IMPLEMENTED_FAMILIES), default=Family.NEVA, help="family of the model")
+    add("-int", "--input_text", required=True, help="the question")
+    add("-im", "--input_media", required=True, help="path or http(s) address of a picture")
+    add("-bs", "--batch_size", type=int, default=1, help="answers wanted to this one question")
+    add("-mol", "--max_output_len", type=int, default=QUERY_MAX_OUTPUT_LEN, help="longest answer, in tokens")
+    add("-tk", "--top_k", type=int, default=wire.DEFAULT_TOP_K, help="sample from the best so many tokens; 1 is greedy")
+    add("-tpp", "--top_p", type=float, default=wire.DEFAULT_TOP_P, help="sample from this probability mass; 0 is off")
+    add("-t", "--temperature", type=float, default=wire.DEFAULT_TEMPERATURE, help="divides the logits")
+    add(
+        "-rp",
+        "--repetition_penalty",
+        type=float,
+        default=wire.DEFAULT_REPETITION_PENALTY,
+        help="above 1 avoids repetition",
+    )
+    add("-nb", "--num_beams", type=int, default=1, help="1")
+    add("-it", "--init_timeout", type=float, default=60.0, help="longest wait for the model to be ready, in seconds")
+    add("-lt", "--lora_task_uids", nargs="*", help='"-1"')
+    add("--timeout", type=float, default=DEFAULT_TIMEOUT, help="longest wait for the answer, in seconds")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
