@@ -1,0 +1,163 @@
+"""`model_config.yaml`: the keys that decide a model, typed and checked; all others are NeMo's own business."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from multimodal_api.errors import ProductError
+from multimodal_api.reasons import Reason
+from multimodal_builder.checkpoints.errors import unreadable
+
+if TYPE_CHECKING:
+    from multimodal_builder.checkpoints.window import Window
+
+CONFIG_NAME: Final = "model_config.yaml"
+CONFIG_LIMIT: Final = 2**20
+"""Bytes. Real ones have a few thousand."""
+SHOWN: Final = 60
+"""Characters of a wrong value that an error shows."""
+
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class LlmSection(_Section):
+    """`mm_cfg.llm`."""
+
+    freeze: bool = False
+    """A frozen language model is not in the archive."""
+
+
+class VisionSection(_Section):
+    """`mm_cfg.vision_encoder`."""
+
+    from_pretrained: str
+    """Folder or hub name of the tower that training started from."""
+    from_hf: bool = False
+    """Whether the tower is a Hugging Face model, or one of NeMo's own."""
+    patch_dim: Count = 14
+    crop_size: tuple[Count, Count] | None = None
+    """[height, width]; absent: the tower's own."""
+    hidden_size: Count = 1024
+    vision_select_layer: int = -2
+    vision_select_feature: str = "patch"
+    class_token_length: Annotated[int, Field(ge=0)] = 1
+
+
+class MultimodalSection(_Section):
+    """`mm_cfg`."""
+
+    llm: LlmSection = LlmSection()
+    vision_encoder: VisionSection
+    mm_mlp_adapter_type: str = "linear"
+    use_im_start_end: bool = False
+    use_lita: bool = False
+
+
+class TokenizerSection(_Section):
+    """`tokenizer`."""
+
+    library: str
+    model: str | None = None
+    """`nemo:<member>` for a file in the archive."""
+    additional_special_tokens: Any = None
+
+
+class DataSection(_Section):
+    """`data`."""
+
+    media_type: str = "image"
+    image_aspect_ratio: str = "square"
+    conv_template: str = "nvgpt"
+
+
+class ModelConfig(_Section):
+    """NeMo's `model` section of a NeVA checkpoint; field names and defaults are NeMo's."""
+
+    mcore_gpt: bool = False
+    num_layers: Count
+    hidden_size: Count
+    ffn_hidden_size: Count
+    num_attention_heads: Count
+    num_query_groups: Count | None = None
+    """Key/value heads; absent: as many as heads."""
+    kv_channels: Count | None = None
+    """Head size; absent: hidden_size / heads."""
+    max_position_embeddings: Count | None = None
+    encoder_seq_length: Count
+    layernorm_epsilon: Annotated[float, Field(gt=0, lt=1)]
+    normalization: str = "layernorm"
+    layernorm_zero_centered_gamma: bool = False
+    activation: str = "gelu"
+    bias: bool = True
+    position_embedding_type: str = "learned_absolute"
+    rotary_percentage: float = 1.0
+    rotary_base: Annotated[float, Field(gt=0)] = 10_000.0
+    seq_len_interpolation_factor: float | None = None
+    scale_positional_embedding: bool = False
+    share_embeddings_and_output_weights: bool = True
+    num_moe_experts: int | None = None
+    mm_cfg: MultimodalSection
+    tokenizer: TokenizerSection
+    data: DataSection = DataSection()
+
+    @property
+    def groups(self) -> int:
+        """Key/value heads."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def positions(self) -> int:
+        """Longest sequence that the model was made for."""
+        return self.max_position_embeddings or self.encoder_seq_length
+
+
+def read_config(member: Window) -> ModelConfig:
+    """Read and check the configuration.
+
+    Raises:
+        ProductError: it is no YAML mapping; keys are missing or have wrong values: all of them are named.
+    """
+    try:
+        document = yaml.load(member.read(CONFIG_LIMIT), Loader=_LOADER)  # noqa: S506 (a safe loader, see below)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise unreadable(member.at, f"not YAML: {str(error)[:200]}") from error
+    if not isinstance(document, dict):
+        raise config_error(member.at, "the file holds no keys", "use an archive that NeMo's save_to wrote")
+    try:
+        return ModelConfig.model_validate(document)
+    except ValidationError as error:
+        wrong = [_describe(detail["loc"], detail["msg"], detail["type"], detail["input"]) for detail in error.errors()]
+        raise config_error(
+            f"{member.at}: {wrong[0][0]}",
+            "; ".join(f"{key} {problem}" for key, problem in wrong),
+            "correct these keys, or use an archive of a NeVA model that NeMo's save_to wrote",
+        ) from error
+
+
+def config_error(at: str, problem: str, remedy: str) -> ProductError:
+    """Make the error of a configuration that cannot be built."""
+    return ProductError(Reason.CHECKPOINT_CONFIG, at=at, problem=problem, remedy=remedy)
+
+
+def _describe(location: tuple[int | str, ...], message: str, kind: str, value: object) -> tuple[str, str]:
+    key = ".".join(map(str, location))
+    if kind == "missing":
+        return key, "is missing"
+    shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    return key, f"is {shown[:SHOWN]}: {message[0].lower()}{message[1:]}"
+
+
+# libyaml's parser is ten times as fast; PyYAML without it has only its own.
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

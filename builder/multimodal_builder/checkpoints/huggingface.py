@@ -1,0 +1,153 @@
+"""Hugging Face folders: their configuration files and their weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from multimodal_builder.checkpoints.ckpt import CkptSource
+from multimodal_builder.checkpoints.config import config_error
+from multimodal_builder.checkpoints.errors import not_found, unreadable, unsafe
+from multimodal_builder.checkpoints.tensors import CARRIERS, Array, TensorInfo, raw
+from multimodal_builder.checkpoints.window import ByteFile, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from multimodal_builder.checkpoints.tensors import TensorSource
+
+CONFIG_NAME: Final = "config.json"
+PREPROCESSOR_NAME: Final = "preprocessor_config.json"
+SAFETENSORS: Final = "model.safetensors"
+PICKLED: Final = "pytorch_model.bin"
+
+_JSON_LIMIT: Final = 4 * 2**20
+_HEADER_LIMIT: Final = 100_000_000
+"""Bytes; safetensors' own limit."""
+
+
+class HuggingFaceFolder:
+    """One model's folder, found on the volume beside the checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open = ExitStack()
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Read a configuration file.
+
+        Raises:
+            ProductError: it is absent or no JSON object.
+        """
+        window = self.file(name)
+        try:
+            document = json.loads(window.read(_JSON_LIMIT))
+        except (ValueError, RecursionError) as error:
+            raise unreadable(window.at, f"not JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise config_error(window.at, "holds no keys", "use the file that belongs to the model")
+        return document
+
+    def tensors(self) -> TensorSource:
+        """Open the weights.
+
+        Raises:
+            ProductError: there are none, or they are damaged.
+        """
+        if (self.path / SAFETENSORS).is_file():
+            return SafetensorsSource(self.file(SAFETENSORS))
+        if (self.path / PICKLED).is_file():
+            return CkptSource(self.file(PICKLED))
+        raise not_found(
+            str(self.path), f"neither {SAFETENSORS} nor {PICKLED} is in this folder", "copy the whole model there"
+        )
+
+    def file(self, name: str) -> Window:
+        """Open a file.
+
+        Raises:
+            ProductError: it is absent.
+        """
+        at = f"{self.path.name}/{name}"
+        try:
+            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise not_found(at, f"it cannot be read: {error.strerror}", "copy the whole model folder there") from error
+        return self._open.enter_context(ByteFile(descriptor, at)).window(at)
+
+    def close(self) -> None:
+        """Close all files."""
+        self._open.close()
+
+
+class SafetensorsSource:
+    """One safetensors file: a JSON header with offsets, then the values."""
+
+    def __init__(self, window: Window) -> None:
+        """Read the header.
+
+        Raises:
+            ProductError: it is damaged or places values outside the file.
+        """
+        self.at = window.at
+        length = int.from_bytes(window.part(0, 8, self.at).read(), "little")
+        if length > _HEADER_LIMIT:
+            raise unsafe(self.at, f"a header of {length} bytes")
+        try:
+            header = json.loads(window.part(8, length, self.at).read())
+            self._tensors = {
+                name: self._entry(window, 8 + length, name, entry)
+                for name, entry in header.items()
+                if name != "__metadata__"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise unreadable(self.at, f"the header is damaged: {error!r}") from error
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Give all tensors in the order of the file."""
+        ordered = sorted(self._tensors.items(), key=lambda item: item[1][1].start)
+        return {name: info for name, (info, _) in ordered}
+
+    def read(self, name: str) -> Array:
+        """Read one tensor."""
+        info, window = self._tensors[name]
+        array = np.empty(info.shape, CARRIERS[info.dtype])
+        window.read_into(raw(array))
+        return array
+
+    def _entry(self, window: Window, base: int, name: str, entry: dict[str, Any]) -> tuple[TensorInfo, Window]:
+        at = f"{self.at}: {name}"
+        start, end = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        if entry["dtype"] not in CARRIERS or not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise unreadable(at, f"type {entry['dtype']} and shape {shape} are not those of weights")
+        info = TensorInfo(entry["dtype"], shape)
+        if end - start != info.nbytes:
+            raise unreadable(at, f"{end - start} bytes for {info.dtype} values of shape {shape}")
+        return info, window.part(base + start, info.nbytes, at)
+
+
+def find_folder(named: str, checkpoint: Path, *, key: str) -> HuggingFaceFolder:
+    """Find the folder that a configuration value means, on the volume that the checkpoint lies on.
+
+    Tried in order: the path as it is, the path from the checkpoint's folder, the last part of it in the checkpoint's
+    folder (archives carry paths of the machine that trained them).
+
+    Raises:
+        ProductError: none of these is a model's folder.
+    """
+    beside = checkpoint.parent
+    candidates = (Path(named), beside / named, beside / Path(named).name)
+    for candidate in candidates:
+        if (candidate / CONFIG_NAME).is_file():
+            return HuggingFaceFolder(candidate)
+    raise not_found(
+        f"{checkpoint.name}: {key}",
+        f"{named!r} is no folder with a {CONFIG_NAME} on the volume",
+        f"put the model's folder beside the archive, as {Path(named).name!r} in {str(beside)!r}",
+    )

@@ -1,0 +1,252 @@
+"""Rules that a checkpoint's configuration must keep, as data: every broken one is reported, not the first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from multimodal_api.errors import Failure
+from multimodal_api.reasons import Reason
+from multimodal_builder.checkpoints.config import CONFIG_NAME, ModelConfig
+from multimodal_builder.templates import CONVERSATIONS
+from multimodal_recipes.recipe import FeatureSelect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from multimodal_api.engine import TokenLimits
+    from multimodal_builder.towers import TowerConfig
+
+OTHER_TYPE: Final = "set spec.model.llmType to the type the checkpoint has, if this version serves it"
+CONVERT: Final = "convert the checkpoint with NeMo first"
+
+
+class ConfigRule(NamedTuple):
+    """One rule of `model_config.yaml`."""
+
+    key: str
+    value: Callable[[ModelConfig], object]
+    holds: Callable[[ModelConfig], bool]
+    why: str
+    """What contradicts the value; continues "is <value>, but"."""
+    remedy: str
+    reason: Reason = Reason.CHECKPOINT_CONFIG
+
+
+LLAMA: Final = (
+    ConfigRule(
+        "mcore_gpt",
+        lambda c: c.mcore_gpt,
+        lambda c: c.mcore_gpt,
+        "only Megatron-core's names of weights are read by this version",
+        CONVERT,
+        Reason.UNSUPPORTED_MODEL,
+    ),
+    ConfigRule(
+        "num_moe_experts",
+        lambda c: c.num_moe_experts,
+        lambda c: not c.num_moe_experts,
+        "llmType llama has no experts",
+        OTHER_TYPE,
+    ),
+    ConfigRule(
+        "normalization",
+        lambda c: c.normalization,
+        lambda c: c.normalization == "rmsnorm",
+        "llmType llama has rmsnorm",
+        OTHER_TYPE,
+    ),
+    ConfigRule(
+        "layernorm_zero_centered_gamma",
+        lambda c: c.layernorm_zero_centered_gamma,
+        lambda c: not c.layernorm_zero_centered_gamma,
+        "llmType llama stores the weights of its norms as they are",
+        OTHER_TYPE,
+    ),
+    ConfigRule(
+        "activation",
+        lambda c: c.activation,
+        lambda c: c.activation in {"swiglu", "fast-swiglu"},
+        "llmType llama has swiglu",
+        OTHER_TYPE,
+    ),
+    ConfigRule("bias", lambda c: c.bias, lambda c: not c.bias, "llmType llama has no biases", OTHER_TYPE),
+    ConfigRule(
+        "position_embedding_type",
+        lambda c: c.position_embedding_type,
+        lambda c: c.position_embedding_type == "rope",
+        "llmType llama has rope",
+        OTHER_TYPE,
+    ),
+    ConfigRule(
+        "rotary_percentage",
+        lambda c: c.rotary_percentage,
+        lambda c: c.rotary_percentage == 1,
+        "llmType llama rotates whole heads",
+        OTHER_TYPE,
+    ),
+    ConfigRule(
+        "seq_len_interpolation_factor",
+        lambda c: c.seq_len_interpolation_factor,
+        lambda c: c.seq_len_interpolation_factor in {None, 1},
+        "scaled positions are not implemented",
+        "use a checkpoint without position scaling",
+        Reason.UNSUPPORTED_MODEL,
+    ),
+    ConfigRule(
+        "scale_positional_embedding",
+        lambda c: c.scale_positional_embedding,
+        lambda c: not c.scale_positional_embedding,
+        "Llama 3.1's scaled positions are not implemented",
+        "use a checkpoint without position scaling",
+        Reason.UNSUPPORTED_MODEL,
+    ),
+    ConfigRule(
+        "num_query_groups",
+        lambda c: c.num_query_groups,
+        lambda c: c.num_attention_heads % c.groups == 0,
+        "the heads cannot be shared out among so many groups",
+        "correct num_query_groups or num_attention_heads",
+    ),
+    ConfigRule(
+        "kv_channels",
+        lambda c: c.kv_channels,
+        lambda c: c.kv_channels is not None or c.hidden_size % c.num_attention_heads == 0,
+        "hidden_size is no multiple of num_attention_heads",
+        "give kv_channels, or correct the two",
+    ),
+)
+
+NEVA: Final = (
+    ConfigRule(
+        "mm_cfg.llm.freeze",
+        lambda c: c.mm_cfg.llm.freeze,
+        lambda c: not c.mm_cfg.llm.freeze,
+        "then the archive holds no language model",
+        "use the checkpoint of a training stage that also trained the language model",
+        Reason.UNSUPPORTED_MODEL,
+    ),
+    ConfigRule(
+        "mm_cfg.use_lita",
+        lambda c: c.mm_cfg.use_lita,
+        lambda c: not c.mm_cfg.use_lita,
+        "spec.model.type is neva",
+        "set spec.model.type to the type the checkpoint has, if this version serves it",
+    ),
+    ConfigRule(
+        "data.media_type",
+        lambda c: c.data.media_type,
+        lambda c: c.data.media_type == "image",
+        "spec.model.type neva takes pictures",
+        "set spec.model.type to the type the checkpoint has, if this version serves it",
+    ),
+    ConfigRule(
+        "data.conv_template",
+        lambda c: c.data.conv_template,
+        lambda c: c.data.conv_template in CONVERSATIONS,
+        f"this version knows {', '.join(CONVERSATIONS)}",
+        "use a checkpoint that was trained with one of these",
+        Reason.UNSUPPORTED_MODEL,
+    ),
+    ConfigRule(
+        "mm_cfg.vision_encoder.from_hf",
+        lambda c: c.mm_cfg.vision_encoder.from_hf,
+        lambda c: c.mm_cfg.vision_encoder.from_hf,
+        "only Hugging Face towers are read by this version",
+        "use a checkpoint with a Hugging Face CLIP tower",
+        Reason.UNSUPPORTED_MODEL,
+    ),
+    ConfigRule(
+        "mm_cfg.vision_encoder.vision_select_feature",
+        lambda c: c.mm_cfg.vision_encoder.vision_select_feature,
+        lambda c: c.mm_cfg.vision_encoder.vision_select_feature in set(FeatureSelect),
+        f"NeMo knows {' and '.join(FeatureSelect)}",
+        "correct it",
+    ),
+    ConfigRule(
+        "tokenizer.library",
+        lambda c: c.tokenizer.library,
+        lambda c: c.tokenizer.library == "sentencepiece",
+        "only sentencepiece tokenizers are read by this version",
+        "use a checkpoint with a SentencePiece tokenizer in it",
+        Reason.UNSUPPORTED_MODEL,
+    ),
+    ConfigRule(
+        "tokenizer.additional_special_tokens",
+        lambda c: c.tokenizer.additional_special_tokens,
+        lambda c: not c.tokenizer.additional_special_tokens,
+        "tokens beside the SentencePiece model are not implemented",
+        "add them to the SentencePiece model with NeMo's add_special_tokens_to_sentencepiece.py",
+        Reason.UNSUPPORTED_MODEL,
+    ),
+)
+
+
+def check_config(config: ModelConfig) -> Iterator[Failure]:
+    """List every rule that a NeVA checkpoint with a Llama breaks."""
+    for rule in (*NEVA, *LLAMA):
+        if not rule.holds(config):
+            yield Failure(
+                reason=rule.reason,
+                at=f"{CONFIG_NAME}: {rule.key}",
+                problem=f"is {rule.value(config)!r}, but {rule.why}",
+                remedy=rule.remedy,
+            )
+
+
+def check_tower(config: ModelConfig, tower: TowerConfig) -> Iterator[Failure]:
+    """List every contradiction between the checkpoint's idea of its tower and the tower itself."""
+    vision = config.mm_cfg.vision_encoder
+    edge = tower.image_size
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("patch_dim", vision.patch_dim, tower.patch_size),
+        ("hidden_size", vision.hidden_size, tower.hidden_size),
+        ("crop_size", vision.crop_size or (edge, edge), (edge, edge)),
+    )
+    at = f"{CONFIG_NAME}: mm_cfg.vision_encoder"
+    for key, wanted, found in pairs:
+        if wanted != found:
+            yield Failure(
+                reason=Reason.CHECKPOINT_CONFIG,
+                at=f"{at}.{key}",
+                problem=f"is {wanted}, but the tower's is {found}",
+                remedy="put the tower that the checkpoint was trained with beside it",
+            )
+    if not -tower.num_hidden_layers - 1 <= vision.vision_select_layer <= tower.num_hidden_layers:
+        yield Failure(
+            reason=Reason.CHECKPOINT_CONFIG,
+            at=f"{at}.vision_select_layer",
+            problem=f"is {vision.vision_select_layer}, but the tower has {tower.num_hidden_layers} layers",
+            remedy="put the tower that the checkpoint was trained with beside it",
+        )
+
+
+def check_limits(limits: TokenLimits, *, media: int, prompt: int, positions: int) -> Iterator[Failure]:
+    """List every limit with which no question could ever be answered.
+
+    Args:
+        limits: Of the specification.
+        media: Positions that one picture takes.
+        prompt: Length of the shortest prompt, in tokens, without media.
+        positions: Longest sequence of the model.
+    """
+    if media > limits.max_multimodal_len:
+        yield _too_small("maxMultimodalLen", limits.max_multimodal_len, f"one picture takes {media} positions", media)
+    if media + prompt > limits.max_input_len:
+        problem = f"one picture and the shortest prompt take {media} + {prompt} positions"
+        yield _too_small("maxInputLen", limits.max_input_len, problem, media + prompt)
+    if media + prompt >= positions:
+        yield Failure(
+            reason=Reason.CHECKPOINT_CONFIG,
+            at=f"{CONFIG_NAME}: max_position_embeddings",
+            problem=f"is {positions}, but one picture and the shortest prompt take {media + prompt}",
+            remedy="correct it, or use another tower",
+        )
+
+
+def _too_small(field: str, value: int, problem: str, needed: int) -> Failure:
+    return Failure(
+        reason=Reason.LIMITS_TOO_SMALL,
+        at=f"spec.limits.{field}",
+        problem=f"is {value}, but {problem}",
+        remedy=f"set it to {needed} or more",
+    )

@@ -1,0 +1,88 @@
+"""The folders of a canonical model: which weights go into each, and which files stand beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from multimodal_builder.llama_config import JsonObject, generation_config, llama_config
+from multimodal_builder.mappings import clip, llama, projector
+from multimodal_builder.mappings.base import Mapped, interpret
+from multimodal_recipes.recipe import LLM_DIR, PROJECTOR_DIR, VISION_DIR, ProjectorConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from multimodal_builder.checkpoints.nemo import NemoCheckpoint
+    from multimodal_builder.checkpoints.tensors import TensorInfo, TensorSource
+    from multimodal_builder.mappings.llama import LlamaShape
+    from multimodal_builder.tokenizer import ConvertedTokenizer
+    from multimodal_builder.towers import Tower
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One folder of the canonical model."""
+
+    folder: str
+    source: TensorSource
+    mapped: Mapped
+    files: Mapping[str, JsonObject | bytes]
+    """Beside the weights; objects are written as JSON."""
+
+    @property
+    def dtype(self) -> str:
+        """Type of the weights as the checkpoint stores them; of the largest part where they are mixed."""
+        sizes: dict[str, int] = {}
+        for step in self.mapped.steps:
+            for _, info in step.targets:
+                sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+        return max(sizes, key=lambda dtype: sizes[dtype], default="F32")
+
+
+def llm_component(checkpoint: NemoCheckpoint, shape: LlamaShape, tokenizer: ConvertedTokenizer) -> Component:
+    """Plan `llm/`: everything in the checkpoint that belongs to no other component."""
+    others = (clip.ARCHIVE_PREFIX, projector.ARCHIVE_PREFIX)
+    infos = {name: info for name, info in checkpoint.tensors.infos().items() if not name.startswith(others)}
+    return Component(
+        LLM_DIR,
+        checkpoint.tensors,
+        interpret(llama.rules(shape), infos, llama.parameters(shape)),
+        {
+            "config.json": llama_config(checkpoint.config, shape, bos=tokenizer.bos, eos=tokenizer.eos),
+            "generation_config.json": generation_config(bos=tokenizer.bos, eos=tokenizer.eos),
+            **tokenizer.files,
+        },
+    )
+
+
+def vision_component(checkpoint: NemoCheckpoint, tower: Tower) -> Component:
+    """Plan `vision/`: the trained tower in the checkpoint where there is one, else the tower's own folder."""
+    infos: Mapping[str, TensorInfo] = _starting(checkpoint.tensors.infos(), clip.ARCHIVE_PREFIX)
+    source = checkpoint.tensors
+    prefix = clip.ARCHIVE_PREFIX + clip.PREFIX
+    if not infos:
+        source = tower.folder.tensors()
+        infos = source.infos()
+        prefix = clip.source_prefix(infos)
+    return Component(
+        VISION_DIR,
+        source,
+        interpret(clip.rules(prefix, tower.config), infos, clip.parameters(tower.config)),
+        {"config.json": tower.canonical_config(), "preprocessor_config.json": tower.canonical_preprocessor()},
+    )
+
+
+def projector_component(checkpoint: NemoCheckpoint, config: ProjectorConfig) -> Component:
+    """Plan `projector/`."""
+    infos = _starting(checkpoint.tensors.infos(), projector.ARCHIVE_PREFIX)
+    return Component(
+        PROJECTOR_DIR,
+        checkpoint.tensors,
+        interpret(projector.rules(config), infos, projector.parameters(config)),
+        {"config.json": config.model_dump(mode="json", by_alias=True)},
+    )
+
+
+def _starting(infos: Mapping[str, TensorInfo], prefix: str) -> dict[str, TensorInfo]:
+    return {name: info for name, info in infos.items() if name.startswith(prefix)}

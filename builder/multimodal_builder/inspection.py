@@ -1,0 +1,129 @@
+"""The report of `inspect`: a model's family, sizes and memory, and every problem, for people and for programs."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from multimodal_api.base import Model
+from multimodal_api.engine import Dtype
+from multimodal_api.errors import Failure, ProductError
+from multimodal_api.families import Family, LlmType
+from multimodal_builder import checks
+from multimodal_builder.checkpoints.nemo import open_checkpoint
+from multimodal_builder.mappings import clip
+from multimodal_builder.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from multimodal_api.engine import TokenLimits
+    from multimodal_builder.checkpoints.nemo import NemoCheckpoint
+
+BYTES: Final = {Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2, Dtype.FLOAT32: 4}
+"""Size of one value."""
+_STORED: Final = {"BF16": 2, "F16": 2, "F32": 4}
+
+
+class Inspection(Model):
+    """What configurations and headers say about a checkpoint."""
+
+    checkpoint: str
+    family: Family
+    llm_type: LlmType
+    problems: tuple[Failure, ...]
+    """All of them; the fields below are there when there are none."""
+    layers: int | None = None
+    hidden_size: int | None = None
+    heads: int | None = None
+    key_value_heads: int | None = None
+    vocab_rows: int | None = None
+    """Of the embedding, padding included."""
+    vocab_size: int | None = None
+    """Of the tokenizer."""
+    max_positions: int | None = None
+    image_size: int | None = None
+    tokens_per_image: int | None = None
+    prompt_tokens: int | None = None
+    """Of the shortest prompt, without media."""
+    tower_in_checkpoint: bool | None = None
+    """Whether the tower was trained, and lies in the checkpoint."""
+    parameters: int | None = None
+    stored_bytes: int | None = None
+    """Of the weights, as they are stored."""
+    weight_memory: int | None = None
+    """Bytes of the weights in memory, in the wanted type."""
+    cache_memory: int | None = None
+    """Bytes of the key/value cache for the wanted limits."""
+
+
+def inspect(
+    path: Path, *, family: Family, llm_type: LlmType, dtype: Dtype, limits: TokenLimits | None
+) -> tuple[Inspection, Plan | None, ExitStack]:
+    """Read a checkpoint's headers.
+
+    Args:
+        path: Archive or folder.
+        family: Wanted.
+        llm_type: Wanted.
+        dtype: Of the weights in memory.
+        limits: To check, and for the memory of the cache.
+
+    Returns:
+        The report; the plan, when there are no problems; and what closes the checkpoint that the plan reads.
+    """
+    opened = ExitStack()
+    try:
+        checkpoint: NemoCheckpoint = opened.enter_context(open_checkpoint(path))
+    except ProductError as error:
+        return _report(path, family, llm_type, [error.failure]), None, opened
+    plan, problems = make_plan(checkpoint, family, llm_type)
+    if plan is None:
+        return _report(path, family, llm_type, problems), None, opened
+    vision = plan.recipe.vision
+    if limits is not None:
+        problems += checks.check_limits(
+            limits,
+            media=vision.tokens_per_image,
+            prompt=plan.prompt_tokens,
+            positions=plan.recipe.max_positions,
+        )
+    if problems:
+        return _report(path, family, llm_type, problems), None, opened
+    return _describe(path, llm_type, plan, dtype, limits), plan, opened
+
+
+def _report(path: Path, family: Family, llm_type: LlmType, problems: list[Failure]) -> Inspection:
+    return Inspection(checkpoint=str(path), family=family, llm_type=llm_type, problems=tuple(problems))
+
+
+def _describe(path: Path, llm_type: LlmType, plan: Plan, dtype: Dtype, limits: TokenLimits | None) -> Inspection:
+    shape, recipe = plan.llama, plan.recipe
+    infos = [info for part in plan.components for step in part.mapped.steps for _, info in step.targets]
+    parameters = sum(info.nbytes // _STORED[info.dtype] for info in infos)
+    per_position = 2 * shape.layers * shape.groups * shape.head_size * BYTES[dtype]
+    return Inspection(
+        checkpoint=str(path),
+        family=recipe.family,
+        llm_type=llm_type,
+        problems=(),
+        layers=shape.layers,
+        hidden_size=shape.hidden,
+        heads=shape.heads,
+        key_value_heads=shape.groups,
+        vocab_rows=shape.rows,
+        vocab_size=recipe.vocab_size,
+        max_positions=recipe.max_positions,
+        image_size=recipe.vision.preprocessing.image_size,
+        tokens_per_image=recipe.vision.tokens_per_image,
+        prompt_tokens=plan.prompt_tokens,
+        tower_in_checkpoint=plan.components[1].mapped.steps[0].source.startswith(clip.ARCHIVE_PREFIX),
+        parameters=parameters,
+        stored_bytes=plan.weight_bytes,
+        weight_memory=parameters * BYTES[dtype],
+        cache_memory=per_position * _positions(limits) if limits else None,
+    )
+
+
+def _positions(limits: TokenLimits) -> int:
+    return limits.max_batch_size * (limits.max_input_len + limits.max_output_len)

@@ -1,0 +1,219 @@
+"""Rules of a mapping, and the interpreter that makes steps and two difference lists of a checkpoint's index."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from multimodal_builder.checkpoints.tensors import FLOATS, TensorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from multimodal_builder.checkpoints.tensors import Array
+
+Shape = tuple[int, ...]
+
+
+class Rule(Protocol):
+    """What becomes of the tensors whose names match a pattern; `{n}` in it stands for a layer's number."""
+
+    @property
+    def source(self) -> str:
+        """The pattern."""
+
+    def targets(self, info: TensorInfo, /) -> tuple[tuple[str, Shape], ...]:
+        """Name what is made of one tensor, in the form `{n}` may still stand in, with shapes.
+
+        Raises:
+            ValueError: the tensor's shape does not allow it.
+        """
+
+    def apply(self, array: Array, /) -> tuple[Array, ...]:
+        """Make it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """The same values under another name."""
+
+    source: str
+    target: str
+
+    def targets(self, info: TensorInfo) -> tuple[tuple[str, Shape], ...]:
+        """Keep the shape."""
+        return ((self.target, info.shape),)
+
+    def apply(self, array: Array) -> tuple[Array, ...]:
+        """Keep the values."""
+        return (array,)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitQkv:
+    """Megatron's fused attention input: rows per group are [the group's queries, its key, its value]."""
+
+    source: str
+    query: str
+    key: str
+    value: str
+    heads: int
+    groups: int
+
+    def targets(self, info: TensorInfo) -> tuple[tuple[str, Shape], ...]:
+        """Share the rows out."""
+        rows, *rest = info.shape
+        size, left = divmod(rows, self.heads + 2 * self.groups)
+        if left or self.heads % self.groups:
+            raise ValueError(f"{rows} rows are no whole heads of {self.heads} queries in {self.groups} groups")
+        return (
+            (self.query, (self.heads * size, *rest)),
+            (self.key, (self.groups * size, *rest)),
+            (self.value, (self.groups * size, *rest)),
+        )
+
+    def apply(self, array: Array) -> tuple[Array, ...]:
+        """Take the groups apart."""
+        rest = array.shape[1:]
+        queries = self.heads // self.groups
+        grouped = array.reshape(self.groups, queries + 2, -1, *rest)
+        parts = (grouped[:, :queries], grouped[:, queries], grouped[:, queries + 1])
+        return tuple(np.ascontiguousarray(part).reshape(-1, *rest) for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitGated:
+    """Megatron's gated first layer: the rows that go through the activation, then the linear ones."""
+
+    source: str
+    gate: str
+    up: str
+
+    def targets(self, info: TensorInfo) -> tuple[tuple[str, Shape], ...]:
+        """Halve the rows."""
+        rows, *rest = info.shape
+        if rows % 2:
+            raise ValueError(f"{rows} rows are no two halves")
+        return ((self.gate, (rows // 2, *rest)), (self.up, (rows // 2, *rest)))
+
+    def apply(self, array: Array) -> tuple[Array, ...]:
+        """Halve."""
+        half = array.shape[0] // 2
+        return array[:half], array[half:]
+
+
+@dataclass(frozen=True, slots=True)
+class Ignore:
+    """Tensors that are not taken over; `*` stands for anything."""
+
+    source: str
+    why: str
+
+    def targets(self, _info: TensorInfo) -> tuple[tuple[str, Shape], ...]:
+        """Make nothing."""
+        return ()
+
+    def apply(self, _array: Array) -> tuple[Array, ...]:
+        """Make nothing."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Read one tensor, write what it becomes."""
+
+    source: str
+    targets: tuple[tuple[str, TensorInfo], ...]
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What a mapping makes of a checkpoint's index."""
+
+    steps: tuple[Step, ...]
+    """In the order of the checkpoint's tensors, so that reading it moves forward."""
+    unknown: tuple[str, ...]
+    """Tensors that no rule takes."""
+    missing: tuple[str, ...]
+    """Parameters that no tensor sets."""
+    wrong: tuple[str, ...]
+    """Tensors whose shape or type does not fit, or that set a parameter twice; as sentences."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that are written."""
+        return sum(info.nbytes for step in self.steps for _, info in step.targets)
+
+
+def interpret(rules: tuple[Rule, ...], infos: Mapping[str, TensorInfo], wanted: Mapping[str, Shape]) -> Mapped:
+    """Match a checkpoint's tensors with rules and with the parameters of a model.
+
+    Args:
+        rules: The first one whose pattern matches a name takes the tensor.
+        infos: The checkpoint's tensors.
+        wanted: Names and shapes of all parameters of the model.
+
+    Returns:
+        Steps, and all differences at once.
+    """
+    compiled = [(pattern(rule.source), rule) for rule in rules]
+    steps: list[Step] = []
+    unknown: list[str] = []
+    wrong: list[str] = []
+    set_by: dict[str, str] = {}
+    for name, info in infos.items():
+        matched = next(((match, rule) for regex, rule in compiled if (match := regex.fullmatch(name))), None)
+        if matched is None:
+            unknown.append(name)
+            continue
+        match, rule = matched
+        try:
+            step = Step(name, tuple(_named(rule.targets(info), match, info.dtype)), rule)
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
+            continue
+        wrong += _wrong(step, wanted, set_by)
+        set_by |= {target: name for target, _ in step.targets}
+        if step.targets:
+            steps.append(step)
+    missing = tuple(name for name in wanted if name not in set_by)
+    return Mapped(tuple(steps), tuple(unknown), missing, tuple(wrong))
+
+
+def pattern(source: str) -> re.Pattern[str]:
+    """Compile a rule's pattern."""
+    escaped = re.escape(source).replace(re.escape("{n}"), "(?P<n>0|[1-9][0-9]*)").replace(re.escape("*"), ".*")
+    return re.compile(escaped)
+
+
+def per_layer(shapes: Mapping[str, Shape], layers: int) -> Iterator[tuple[str, Shape]]:
+    """Write out `{n}` for every layer; names without it stay as they are."""
+    for name, shape in shapes.items():
+        if "{n}" in name:
+            yield from ((name.replace("{n}", str(layer)), shape) for layer in range(layers))
+        else:
+            yield name, shape
+
+
+def _named(
+    targets: tuple[tuple[str, Shape], ...], match: re.Match[str], dtype: str
+) -> Iterator[tuple[str, TensorInfo]]:
+    layer = match.groupdict().get("n")
+    for name, shape in targets:
+        yield name if layer is None else name.replace("{n}", layer), TensorInfo(dtype, shape)
+
+
+def _wrong(step: Step, wanted: Mapping[str, Shape], set_by: Mapping[str, str]) -> Iterator[str]:
+    for target, info in step.targets:
+        if target in set_by:
+            yield f"{step.source} and {set_by[target]} both set {target}"
+        elif target not in wanted:
+            yield f"{step.source} sets {target}, which the model does not have"
+        elif info.shape != wanted[target]:
+            yield f"{step.source} gives {target} of shape {list(info.shape)}, the model has {list(wanted[target])}"
+        elif info.dtype not in FLOATS:
+            yield f"{step.source} is of type {info.dtype}, which is no type of weights"

@@ -1,0 +1,46 @@
+"""An inspection as a table for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from multimodal_builder.inspection import Inspection
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+_STEP: Final = 1024
+
+
+def as_table(inspection: Inspection) -> str:
+    """Give one line per fact, and one per problem."""
+    rows: list[tuple[str, object]] = [
+        ("checkpoint", inspection.checkpoint),
+        ("model", f"{inspection.family} with {inspection.llm_type}"),
+    ]
+    if inspection.problems:
+        rows += [(f"problem {number}", failure) for number, failure in enumerate(inspection.problems, 1)]
+    else:
+        rows += [
+            ("layers", inspection.layers),
+            ("width", inspection.hidden_size),
+            ("heads", f"{inspection.heads}, {inspection.key_value_heads} for keys and values"),
+            ("vocabulary", f"{inspection.vocab_size} tokens, {inspection.vocab_rows} rows"),
+            ("longest sequence", f"{inspection.max_positions} tokens"),
+            ("picture", f"{inspection.image_size} pixels, {inspection.tokens_per_image} tokens"),
+            ("shortest prompt", f"{inspection.prompt_tokens} tokens and the picture's"),
+            ("vision tower", "in the checkpoint" if inspection.tower_in_checkpoint else "in its own folder"),
+            ("parameters", f"{inspection.parameters:,}"),
+            ("weights, stored", _size(inspection.stored_bytes)),
+            ("weights, bfloat16", _size(inspection.weight_memory)),
+        ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _size(count: int | None) -> str:
+    size = float(count or 0)
+    for unit in _UNITS[:-1]:
+        if size < _STEP:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= _STEP
+    return f"{size:.1f} {_UNITS[-1]}"
