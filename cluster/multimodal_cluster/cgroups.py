@@ -19,7 +19,8 @@ from multimodal_cluster.waiting import wait_until
 ROOT: Final = Path("/sys/fs/cgroup")
 # Daemons are tracked in one tree of version 1; the others keep counting them for whoever started us.
 TRACKING_V1: Final = "pids"
-CONTROLLERS_V2: Final = ("cpuset", "cpu", "io", "memory", "pids")
+# The kubelet refuses a root that lacks one of these which the machine has; containerd counts `io` too.
+CONTROLLERS_V2: Final = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 KILL_DEADLINE_S: Final = 10.0
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from multimodal_cluster.progress import Progress
 
 
+MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 # machine name → name in images
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -59,48 +60,57 @@ def import_missing(paths: Paths, progress: Progress) -> None:
         if name not in present:
             with progress.step(f"import {name}"), tempfile.TemporaryDirectory() as scratch:
                 archive = Path(scratch) / "image.tar"
-                write_archive(archive, name, binaries.program(image.group, image.program, paths), image.user)
+                program = binaries.program(image.group, image.program, paths)
+                write_archive(archive, name, compose(program, image.user))
                 containers.import_image(archive, paths)
 
 
-def write_archive(archive: Path, name: str, program: Path, user: str) -> None:
-    """Write an OCI archive whose image holds one program at its root and runs it.
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """An image's three blobs; each is named by its digest.
 
-    Args:
-        archive: file to write.
-        name: full name of the image.
-        program: static executable.
-        user: `uid:gid`.
+    Attributes:
+        config: what runs, as whom.
+        layer: uncompressed tar.
+        manifest: names the two others.
     """
+
+    config: bytes
+    layer: bytes
+    manifest: bytes
+
+
+def compose(program: Path, user: str) -> Composed:
+    """Make an image that holds one static program at its root and runs it as `uid:gid`."""
     layer = _layer(program)
     config = _json(
         {
             "architecture": ARCHITECTURES[platform.machine()],
             "os": "linux",
             "config": {"Entrypoint": [f"/{program.name}"], "User": user, "WorkingDir": "/"},
-            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+            "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
         }
     )
     manifest = _json(
         {
             "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "mediaType": MANIFEST_TYPE,
             "config": _descriptor("application/vnd.oci.image.config.v1+json", config),
             "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
         }
     )
-    described = _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
-    index = _json(
-        {
-            "schemaVersion": 2,
-            "manifests": [{**described, "annotations": {"io.containerd.image.name": name}}],
-        }
-    )
+    return Composed(config, layer, manifest)
+
+
+def write_archive(archive: Path, name: str, image: Composed) -> None:
+    """Write an OCI archive of one image under its full name."""
+    described = _descriptor(MANIFEST_TYPE, image.manifest)
+    index = _json({"schemaVersion": 2, "manifests": [{**described, "annotations": {"io.containerd.image.name": name}}]})
     with tarfile.open(archive, "w") as tar:
         _add(tar, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
         _add(tar, "index.json", index)
-        for blob in (config, layer, manifest):
-            _add(tar, f"blobs/{_digest(blob).replace(':', '/')}", blob)
+        for blob in (image.config, image.layer, image.manifest):
+            _add(tar, f"blobs/{digest(blob).replace(':', '/')}", blob)
 
 
 def _layer(program: Path) -> bytes:
@@ -121,9 +131,10 @@ def _json(content: object) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode()
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """Name a blob as images do."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _descriptor(media_type: str, data: bytes) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": _digest(data), "size": len(data)}
+    return {"mediaType": media_type, "digest": digest(data), "size": len(data)}

@@ -1,0 +1,37 @@
+"""What counts as left behind, and in which order it is removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from multimodal_cluster.leavings import mounts_below
+
+STATE = Path("/cache/cluster")
+
+
+def line(point: str) -> str:
+    return f"36 35 98:0 / {point} rw,noatime - ext4 /dev/root rw"
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        (["/", "/cache", "/home"], []),
+        (["/cache/cluster"], []),
+        (["/cache/cluster-of-another/run"], []),
+        (["/cache/cluster/run", "/cache/cluster/run/a/b", "/cache/cluster/run/a"],
+         ["/cache/cluster/run/a/b", "/cache/cluster/run/a", "/cache/cluster/run"]),
+        (["/cache/cluster/a/secret", "/cache/cluster/a/token"], ["/cache/cluster/a/token", "/cache/cluster/a/secret"]),
+        ([r"/cache/cluster/with\040space\134slash"], ["/cache/cluster/with space\\slash"]),
+    ],
+    ids=["elsewhere", "the folder itself", "same beginning", "deepest first", "latest first", "escapes"],
+)  # fmt: skip
+def test_mounts_below_a_folder_are_listed_in_the_order_of_unmounting(points: list[str], expected: list[str]) -> None:
+    assert mounts_below(STATE, [line(point) for point in points]) == [Path(each) for each in expected]
+
+
+def test_a_mount_that_is_covered_by_a_later_one_is_unmounted_after_it() -> None:
+    twice = [line("/cache/cluster/run"), line("/cache/cluster/run")]
+    assert mounts_below(STATE, twice) == [STATE / "run", STATE / "run"]
