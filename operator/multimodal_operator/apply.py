@@ -99,15 +99,20 @@ class Writer:
     async def release(self, resource: Resource) -> None:
         """Let go of a resource that is being deleted."""
         try:
-            await self._set_finalizer(resource, wanted=False)
+            left = await self._set_finalizer(resource, wanted=False)
         except KubeError as error:
             if error.code != NOT_FOUND:
                 raise
+            left = False
+        gone = None if left else self._mirror.get(RESOURCE, resource.namespace, resource.name)
+        if gone is not None:
+            self._mirror.drop(RESOURCE, gone)  # before the watch tells: nothing is to be written to it any more
 
-    async def _set_finalizer(self, resource: Resource, *, wanted: bool) -> None:
+    async def _set_finalizer(self, resource: Resource, *, wanted: bool) -> bool:
+        """Add or take away our finalizer; tell whether any is left."""
         current = self._mirror.get(RESOURCE, resource.namespace, resource.name)
         if current is None:
-            return
+            return False
         others = [name for name in current["metadata"].get("finalizers") or () if name != labels.FINALIZER]
         patch: Json = {
             "metadata": {
@@ -120,6 +125,7 @@ class Writer:
         written = await self._kube.merge(RESOURCE, resource.namespace, resource.name, patch)
         self._mirror.put(RESOURCE, written)
         metrics.WRITES.labels("finalizers", RESOURCE.name).inc()
+        return bool(patch["metadata"]["finalizers"])
 
     async def _put(self, resource: Resource, kind: Kind, obj: Json, *, anew: bool) -> None:
         meta = obj["metadata"]
@@ -132,7 +138,14 @@ class Writer:
             known = await self._kube.get(kind, meta["namespace"], meta["name"])
             if known is not None and not is_ours(known, resource):
                 raise KubeError(CONFLICT, _TAKEN, "it exists and was not made by this operator")
-        written = await self._kube.apply(kind, obj, force=known is not None)
+        try:
+            written = await self._kube.apply(kind, obj, force=known is not None)
+        except KubeError as error:
+            if error.code != UNPROCESSABLE or known is None:
+                raise
+            # Somebody's own item of a list (a port of the same name) contradicts ours: put the whole lists back first.
+            await self._kube.merge(kind, meta["namespace"], meta["name"], {"spec": obj.get("spec", {})})
+            written = await self._kube.apply(kind, obj, force=True)
         self._mirror.put(kind, written)
         metrics.WRITES.labels("apply", kind.name).inc()
 

@@ -87,7 +87,7 @@ def assess(want: Wanted, seen: Snapshot, now: datetime) -> EngineState:
     store_uid = claim.uid if claim else ""
     lost = _lost_at(want, seen)
     if claim is not None and lost is None and _is_served(want, seen, store_uid):
-        return EngineState(step=Step.NOTHING, purpose=want.purposes[-1], job=_job(want, seen, want.purposes[-1]))
+        return _told(want, seen)
     for purpose in want.purposes:
         job = _job(want, seen, purpose)
         if job is None:
@@ -102,6 +102,16 @@ def assess(want: Wanted, seen: Snapshot, now: datetime) -> EngineState:
         if purpose is not Purpose.INSPECT or (report and report.outcome is Outcome.FOUND):
             return EngineState(step=Step.NOTHING, purpose=purpose, job=job, report=report)
     raise AssertionError(want.purposes)  # the last purpose is never INSPECT
+
+
+def _told(want: Wanted, seen: Snapshot) -> EngineState:
+    """Give the standing of an engine that is served: with the Job that made or found it, while that exists."""
+    for purpose in want.purposes:
+        job = _job(want, seen, purpose)
+        report = seen.reports.get(job.uid) if job and job.succeeded else None
+        if report is not None and report.outcome in {Outcome.FOUND, Outcome.PUBLISHED}:
+            return EngineState(step=Step.NOTHING, purpose=purpose, job=job, report=report)
+    return EngineState(step=Step.NOTHING, purpose=want.purposes[-1])
 
 
 def _unfinished(want: Wanted, seen: Snapshot, purpose: Purpose, job: Job, now: datetime) -> EngineState:

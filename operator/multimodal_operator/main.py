@@ -86,6 +86,7 @@ async def run(settings: Settings) -> None:
         # Made before kopf starts, which on its way out ends every task that it finds to be younger than itself.
         workers = asyncio.create_task(operator.work(stopping))
         resync = asyncio.create_task(operator.resync_forever())
+        await asyncio.sleep(0)  # now the workers exist too
         pulse.ready = True
         logger.info("started", extra={"namespaces": settings.namespaces or "all"})
         try:

@@ -90,7 +90,7 @@ def leaving(resource: Resource, message: str, now: datetime) -> Status:
         update={
             "observed_generation": resource.generation,
             "phase": Phase.DELETING,
-            "conditions": [*_conditions(findings, resource, now), *others],
+            "conditions": (*_conditions(findings, resource, now), *others),
         }
     )
 
@@ -111,7 +111,9 @@ def _ready(case: Case, findings: Mapping[ConditionType, Finding]) -> Finding:
     order = [accepted]
     if not engine.holds:
         order += [findings[ConditionType.SOURCE_RESOLVED], findings[ConditionType.STORAGE_READY], engine]
-    first = next((finding for finding in (*order, deployed) if not finding.holds), deployed)
+    open_ = [finding for finding in (*order, deployed) if not finding.holds]
+    # What needs a hand is told before what passes by itself.
+    first = next((finding for finding in open_ if finding.reason not in ON_THE_WAY), open_[0])
     serving = still_serving(case)
     message = first.message if first.message.endswith(serving) else first.message + serving
     return not_yet(first.reason, message)
@@ -132,9 +134,9 @@ def _phase(case: Case, ready: Finding) -> Phase:
     return Phase.BUILDING if case.engine.step is Step.WAIT else Phase.PENDING
 
 
-def _conditions(findings: Mapping[ConditionType, Finding], resource: Resource, now: datetime) -> list[Condition]:
+def _conditions(findings: Mapping[ConditionType, Finding], resource: Resource, now: datetime) -> tuple[Condition, ...]:
     before = {condition.type: condition for condition in resource.status.conditions}
-    return [
+    return tuple(
         Condition(
             type=duty,
             status=finding.status,
@@ -144,7 +146,7 @@ def _conditions(findings: Mapping[ConditionType, Finding], resource: Resource, n
             last_transition_time=_since(before.get(duty), finding.status, now),
         )
         for duty, finding in findings.items()
-    ]
+    )
 
 
 def _since(before: Condition | None, status: ConditionStatus, now: datetime) -> datetime:

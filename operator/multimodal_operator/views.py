@@ -109,7 +109,7 @@ def pod(obj: Json) -> Pod:
         ip=status.get("podIP", ""),
         ready=conditions.get("Ready", {}).get("status") == "True",
         deleting="deletionTimestamp" in meta,
-        started=bool(state.get("running") or state.get("terminated") or last.get("terminated")),
+        started="running" in state or "terminated" in state or "terminated" in last,
         restarts=container.get("restartCount", 0),
         unscheduled=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
         waiting=(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
