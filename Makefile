@@ -1,6 +1,8 @@
 # Few words for the usual tasks: `make help` lists them.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+# The development environment lies in the cache, outside the tree; asked for only where a recipe uses it.
+VENV = $(shell $(PYTHON) locks path)
 
 .PHONY: help
 help: ## list the targets
@@ -13,3 +15,16 @@ cluster-up: ## bring up a real Kubernetes (CLUSTER=local|kind|current; see pytho
 .PHONY: cluster-down
 cluster-down: ## take it down and leave nothing behind
 	$(PYTHON) cluster down
+
+.PHONY: venv
+venv: ## install the development environment outside the tree; quick when it is current
+	@$(PYTHON) locks venv
+
+.PHONY: locks
+locks: ## write the locks again from pyproject.toml (LOCKS=--upgrade takes newer versions)
+	$(PYTHON) locks compile $(LOCKS)
+
+.PHONY: images
+images: venv cluster-up ## build the images, push them to the registry, have the nodes pull them
+	$(VENV)/bin/python images build
+	$(VENV)/bin/python images pull

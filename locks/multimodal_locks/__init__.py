@@ -1,0 +1,1 @@
+"""Pinned, hashed dependencies: one lock per environment, and the environment that developers and tests use."""
