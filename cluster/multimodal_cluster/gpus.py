@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from multimodal_cluster import api
 from multimodal_cluster.addresses import GPU_RESOURCE, NODE_NAME
-from multimodal_cluster.api import Api
 from multimodal_cluster.daemons import Daemon
 from multimodal_cluster.paths import SOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from multimodal_cluster.paths import Paths
 
@@ -44,11 +44,11 @@ def keep(kubeconfig: Path, node: str, count: int) -> None:
     """Set a node's GPUs whenever they are missing, for ever; a lost connection is tried again."""
     while True:
         try:
-            api = Api(kubeconfig)
-            for event in api.watch(f"/api/v1/nodes?fieldSelector=metadata.name={node}", seconds=WATCH_S):
+            server = api.Api(kubeconfig)
+            for event in server.watch(f"/api/v1/nodes?fieldSelector=metadata.name={node}", seconds=WATCH_S):
                 patch = missing_gpus(event["object"].get("status", {}), count)
                 if patch:
-                    api.patch(f"/api/v1/nodes/{node}/status", patch)
+                    server.patch(f"/api/v1/nodes/{node}/status", patch)
                     print(f"set {GPU_RESOURCE} to {count}", flush=True)
         except OSError as error:
             print(f"the API server does not answer: {error}", file=sys.stderr, flush=True)
@@ -59,17 +59,18 @@ def keeper(paths: Paths, count: int, node: str = NODE_NAME) -> Daemon:
     """Describe the process that keeps the GPUs set; it is ready when the node has them."""
     return Daemon(
         "gpu-keeper",
-        (sys.executable, str(SOURCES), "keep-gpus", node, str(count)),
+        # Started from a virtual environment, it is the same program and outlives the environment.
+        (str(Path(sys.executable).resolve()), str(SOURCES), "keep-gpus", node, str(count)),
         lambda: _has_gpus(paths.kubeconfig, node, count),
         60,
-        files=(paths.kubeconfig,),
+        files=(paths.kubeconfig, Path(__file__), Path(api.__file__)),
         environment={"MULTIMODAL_CACHE": str(paths.cache), "PYTHONDONTWRITEBYTECODE": "1"},
     )
 
 
 def _has_gpus(kubeconfig: Path, node: str, count: int) -> bool:
     try:
-        seen = json.loads(Api(kubeconfig).get(f"/api/v1/nodes/{node}"))
+        seen = json.loads(api.Api(kubeconfig).get(f"/api/v1/nodes/{node}"))
     except OSError:
         return False
     return not missing_gpus(seen["status"], count)

@@ -1,0 +1,3 @@
+module multimodal.dev/probe
+
+go 1.25.0
