@@ -24,6 +24,12 @@ venv: ## install the development environment outside the tree; quick when it is 
 locks: ## write the locks again from pyproject.toml (LOCKS=--upgrade takes newer versions)
 	$(PYTHON) locks compile $(LOCKS)
 
+.PHONY: generate
+generate: venv ## write what is made from the models again: CRD, chart, reference pages
+	$(VENV)/bin/python crds/generate.py
+	$(VENV)/bin/python charts/generate.py
+	$(VENV)/bin/python docs/generate.py
+
 .PHONY: images
 images: venv cluster-up ## build the images, push them to the registry, have the nodes pull them
 	$(VENV)/bin/python images build

@@ -1,4 +1,4 @@
-"""`images.json`: what the last build published, for the chart, the demo and the tests."""
+"""`images.json`: what the last build published. It is a values file of the chart: `helm install -f images.json`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def file(paths: Paths) -> Path:
 
 def write(references: Mapping[str, str], paths: Paths) -> None:
     """Write program → reference."""
-    file(paths).write_text(json.dumps(references, indent=2) + "\n")
+    file(paths).write_text(json.dumps({"images": dict(references)}, indent=2) + "\n")
 
 
 def read(paths: Paths) -> dict[str, str]:
@@ -32,5 +32,5 @@ def read(paths: Paths) -> dict[str, str]:
     """
     if not file(paths).exists():
         raise ClusterError("images", f"{file(paths)} does not exist", "run `make images` first")
-    found: dict[str, str] = json.loads(file(paths).read_text())
+    found: dict[str, str] = json.loads(file(paths).read_text())["images"]
     return found
