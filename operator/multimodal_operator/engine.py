@@ -38,6 +38,8 @@ HOPELESS: Final = frozenset(
     }
 )
 """Failures that follow from specification and image alone: only an edit helps."""
+_IDLE: Final = frozenset({"Pending", "Failed"})
+"""Phases of a pod that does no work."""
 LOST: Final = frozenset({Reason.ENGINE_NOT_FOUND, Reason.ENGINE_CORRUPT})
 """What a server says of an engine that must be built again."""
 
@@ -120,8 +122,8 @@ def _unfinished(want: Wanted, seen: Snapshot, purpose: Purpose, job: Job, now: d
         return EngineState(step=Step.WAIT, purpose=purpose, job=job, mine=mine)
     outdated = job.template != template_digest(want, seen.images, purpose)
     if job.failure is None:
-        # Work is not thrown away for a new setting; a pod that never started has done none.
-        idle = not any(pod.started for pod in seen.pods if pod.owner_uid == job.uid)
+        # Work is not thrown away for a new setting; where none is going on, the new setting may be the remedy.
+        idle = all(pod.phase in _IDLE for pod in seen.pods if pod.owner_uid == job.uid)
         replace = mine and outdated and idle
         return EngineState(step=Step.REPLACE if replace else Step.WAIT, purpose=purpose, job=job, mine=mine)
     if mine and outdated:

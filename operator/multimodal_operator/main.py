@@ -9,11 +9,12 @@ import logging
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import kopf
 
-from multimodal_operator import health, logs
+from multimodal_api.logs import FIELDS, configure
+from multimodal_operator import health
 from multimodal_operator.apply import Writer
 from multimodal_operator.kinds import RESOURCE, WATCHED_CHILDREN, Kind
 from multimodal_operator.kube import Kube, KubeError
@@ -30,11 +31,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PROGRAM: Final = "multimodal-operator"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run until SIGTERM."""
     options = _parser().parse_args(arguments)
-    logs.set_up(options.log_level)
+    configure(PROGRAM, logging.getLevelName(options.log_level.upper()))
+    for name in ("kopf", "aiohttp"):  # they only hand us events, and speak when something goes wrong
+        logging.getLogger(name).setLevel(logging.WARNING)
     settings = Settings(
         images=Images(
             builder=options.builder_image, server=options.server_image, pull_policy=options.image_pull_policy
@@ -47,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="multimodal-operator", description="Operator for MultimodalDeployments.")
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Operator for MultimodalDeployments.")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--namespace", nargs="+", metavar="NAME", help="namespaces to look after")
     where.add_argument("--all-namespaces", action="store_true", help="look after all namespaces")
@@ -88,7 +93,7 @@ async def run(settings: Settings) -> None:
         resync = asyncio.create_task(operator.resync_forever())
         await asyncio.sleep(0)  # now the workers exist too
         pulse.ready = True
-        logger.info("started", extra={"namespaces": settings.namespaces or "all"})
+        logger.info("started", extra={FIELDS: {"namespaces": settings.namespaces or "all"}})
         try:
             await kopf.operator(
                 registry=triggers(operator),
@@ -113,7 +118,7 @@ async def _first_lists(operator: Operator) -> None:
                 await operator.resync()
             except KubeError as error:
                 # Also when the CustomResourceDefinition is not there yet.
-                logger.warning("waiting for the API server", extra={"error": str(error)})
+                logger.warning("waiting for the API server", extra={FIELDS: {"error": str(error)}})
                 await asyncio.sleep(1.0)
             else:
                 return

@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from multimodal_api.labels import LABEL_MANAGED_BY, MANAGED_BY
+from multimodal_api.logs import FIELDS
 from multimodal_api.reasons import Reason
 from multimodal_operator import metrics
 from multimodal_operator.kinds import RESOURCE, WATCHED_CHILDREN, Json, Kind
@@ -74,7 +75,7 @@ class Operator:
                 await self.resync()
                 wait = RESYNC_SECONDS
             except KubeError as error:
-                logger.warning("full list failed", extra={"error": str(error)})
+                logger.warning("full list failed", extra={FIELDS: {"error": str(error)}})
                 wait = RESYNC_SECONDS / 10
 
     async def work(self, stopping: asyncio.Event) -> None:
@@ -106,10 +107,10 @@ class Operator:
                 look_again = await self._reconciler.reconcile(namespace, name)
             except KubeError as error:
                 metrics.ERRORS.labels(error.reason).inc()
-                logger.warning("the API server refuses", extra={"resource": key, "error": str(error)})
+                logger.warning("the API server refuses", extra={FIELDS: {"resource": key, "error": str(error)}})
             except Exception:  # a defect of one resource must not stop the others
                 metrics.ERRORS.labels(Reason.INTERNAL.value).inc()
-                logger.exception("defect", extra={"resource": key})
+                logger.exception("defect", extra={FIELDS: {"resource": key}})
             else:
                 metrics.RECONCILES.labels("done").inc()
                 await self._queue.done(key, look_again)

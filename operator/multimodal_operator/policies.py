@@ -236,12 +236,13 @@ def another_builds(case: Case) -> Finding | None:
 
 def engine_is_being_built(case: Case) -> Finding:
     """A Job is at work, or about to be made."""
-    name = case.want.job_name(case.engine.purpose)
+    name, last = case.want.job_name(case.engine.purpose), _last_attempt(case)
     if case.engine.purpose is Purpose.BUILD:
-        return not_yet(Reason.BUILDING_ENGINE, f"job {name} builds engine {case.want.key}")
+        return not_yet(Reason.BUILDING_ENGINE, f"job {name} builds engine {case.want.key}{last}")
     if case.engine.purpose is Purpose.FIND:
-        return not_yet(Reason.INSPECTING, f"job {name} looks for engine {case.want.key} on claim {case.want.store}")
-    return not_yet(Reason.INSPECTING, f"job {name} inspects the checkpoint before a GPU is asked for")
+        where = f"engine {case.want.key} on claim {case.want.store}"
+        return not_yet(Reason.INSPECTING, f"job {name} looks for {where}{last}")
+    return not_yet(Reason.INSPECTING, f"job {name} inspects the checkpoint before a GPU is asked for{last}")
 
 
 # Deployed
@@ -343,6 +344,18 @@ def still_serving(case: Case) -> str:
     keys = {pod.engine_key for pod in case.seen.pods if pod.component == SERVING and pod.ready and not pod.deleting}
     old = sorted(keys - {case.want.key})
     return f"; engine {', '.join(old)} still serves" if old else ""
+
+
+def _last_attempt(case: Case) -> str:
+    """Say how the attempt before this one ended; empty on the first."""
+    job = case.engine.job
+    if job is None or not job.pods_failed:
+        return ""
+    ended = sorted(
+        (pod for pod in case.seen.pods if pod.owner_uid == job.uid), key=lambda pod: pod.created, reverse=True
+    )
+    found = next(filter(None, (diagnose.death(pod) for pod in ended)), None)
+    return f" (attempt {job.pods_failed + 1}; the last one ended: {found})" if found else ""
 
 
 def _is_rolled_out(case: Case) -> bool:

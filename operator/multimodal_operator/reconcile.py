@@ -7,6 +7,7 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from multimodal_api.logs import FIELDS
 from multimodal_api.reasons import Reason
 from multimodal_api.status import ConditionStatus, ConditionType
 from multimodal_operator import metrics
@@ -62,7 +63,7 @@ class Reconciler:
     async def _act(self, seen: Snapshot, decided: Plan, now: datetime) -> tuple[Refusal, ...]:
         refusals: list[Refusal] = []
         for action in decided.actions:
-            logger.info("act", extra={"resource": seen.resource.key, "action": _words(action)})
+            logger.info("act", extra={FIELDS: {"resource": seen.resource.key, "action": _words(action)}})
             refusal = await self._writer.act(seen.resource, action, now)
             if refusal is not None:
                 refusals.append(refusal)

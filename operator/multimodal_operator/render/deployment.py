@@ -63,6 +63,7 @@ def _spec(want: Wanted, images: Images) -> Json:
     serving, triton = want.spec.serving, want.spec.triton
     args = ["multimodal-server", "--engine", f"{STORE_MOUNT}/{want.key}", "--model-name", want.model_name]
     args += ["--model-version", str(triton.model_version), "--http-address", triton.http_address]
+    args += ["--grace-seconds", str(GRACE_SECONDS - 10)]  # the rest is for the exit itself
     for name, port in PORTS.items():
         args += [f"--{name}-port", str(port)]
     probes = _probes(want)

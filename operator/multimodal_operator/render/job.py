@@ -90,11 +90,11 @@ def _job(want: Wanted, images: Images, purpose: Purpose, *, keep: tuple[str, ...
 
 def _arguments(want: Wanted, purpose: Purpose, keep: tuple[str, ...]) -> list[str]:
     arguments = ["multimodal-builder", "build", "--store", STORE_MOUNT, "--key", want.key]
-    if purpose is Purpose.FIND:
-        return [*arguments, "--stop-after", "inspect", "--expect-engine"]
     arguments += ["--inputs", want.spec.build_inputs().model_dump_json(by_alias=True)]
     for role, path, _claim in _checkpoints(want):
         arguments += [f"--{role}-checkpoint", f"{CHECKPOINTS_MOUNT}/{role}/{path}"]
+    if purpose is Purpose.FIND:
+        return [*arguments, "--stop-after", "inspect", "--expect-engine"]  # it reads no checkpoint, nor is one mounted
     if purpose is Purpose.INSPECT:
         return [*arguments, "--stop-after", "inspect"]
     for key in keep:
