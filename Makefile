@@ -34,3 +34,21 @@ generate: venv ## write what is made from the models again: CRD, chart, referenc
 images: venv cluster-up ## build the images, push them to the registry, have the nodes pull them
 	$(VENV)/bin/python images build
 	$(VENV)/bin/python images pull
+
+.PHONY: lint
+lint: venv ## format, lint, types, layers, and that generated files are current
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python crds/generate.py --check
+	$(VENV)/bin/python charts/generate.py --check
+	$(VENV)/bin/python docs/generate.py --check
+
+.PHONY: test-unit
+test-unit: venv ## the fast tests: no torch model, no Triton, no cluster
+	$(VENV)/bin/pytest -m "not (parity or triton or cluster or train)"
+
+.PHONY: test
+test: lint test-unit images ## everything that CI runs: lint, fast tests, Hugging Face, Triton, Kubernetes
+	$(VENV)/bin/pytest -m "(parity or triton or cluster) and not train"
