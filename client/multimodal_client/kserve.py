@@ -27,6 +27,7 @@ _HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 _LENGTH: Final = struct.Struct("<I")
 _FAILURE: Final = re.compile(r"(?P<reason>\w+): (?P<at>[^:]+): (?P<problem>.+?); (?P<remedy>.+)", re.DOTALL)
 """How `Failure` reads on the wire."""
+_REASONS: Final = {reason.value: reason for reason in Reason}
 _DATATYPES: Final = {"uint8": "UINT8", "int32": "INT32", "int64": "INT64", "float32": "FP32"}
 
 
@@ -176,8 +177,8 @@ def _refused(address: Address, status: int, body: bytes) -> ProductError:
     except (ValueError, KeyError, TypeError):
         said = body.decode(errors="replace").strip() or "nothing"
     ours = _FAILURE.fullmatch(said)
-    if ours is not None and ours["reason"] in set(Reason):
-        return ProductError(Reason(ours["reason"]), at=ours["at"], problem=ours["problem"], remedy=ours["remedy"])
+    if ours is not None and ours["reason"] in _REASONS:
+        return ProductError(_REASONS[ours["reason"]], at=ours["at"], problem=ours["problem"], remedy=ours["remedy"])
     return ProductError(
         Reason.REQUEST_REFUSED if status < http.client.INTERNAL_SERVER_ERROR else Reason.SERVER_FAILED,
         at=str(address),

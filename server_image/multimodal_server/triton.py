@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
+import shutil
 import socket
 import tempfile
 import time
@@ -16,7 +18,6 @@ import pytriton.triton
 from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy
 from pytriton.model_config import Tensor as TritonTensor
 from pytriton.models.model import Model
-from pytriton.server import triton_server
 
 from multimodal_api import wire
 from multimodal_api.errors import ProductError
@@ -36,11 +37,13 @@ LOG: Final = logging.getLogger(__name__)
 
 START_SECONDS: Final = 120.0
 POLL_SECONDS: Final = 0.05
+CALL_SECONDS: Final = 5.0
 MAX_QUEUED: Final = 64
 """Requests that wait inside Triton for a free instance; one more is refused as unavailable."""
 MAX_INSTANCES: Final = 32
 """Each is a process of 45 MiB that waits for one answer at a time."""
 
+_LOOPBACK: Final = "127.0.0.1"
 _NUMPY: Final = {"BYTES": bytes, "UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}
 
 
@@ -53,6 +56,11 @@ class Addresses:
     grpc_port: int
     metrics_port: int
     """On the loopback interface."""
+
+    @property
+    def own_host(self) -> str:
+        """Give the address at which this process reaches the HTTP port."""
+        return {"0.0.0.0": _LOOPBACK, "::": "::1"}.get(self.host, self.host)  # noqa: S104
 
 
 class _Model(Model):  # type: ignore[misc]  # pytriton ships no types
@@ -87,21 +95,22 @@ class Triton:
             stop_seconds: how long requests may go on after `stop` is called.
         """
         pytriton.triton.Model = _Model
-        triton_server.SERVER_OUTPUT_TIMEOUT_SECS = stop_seconds + 5
         # Its record of a refused request is a stack trace; ours is one line.
         logging.getLogger("pytriton.proxy.inference").setLevel(logging.CRITICAL)
         self._addresses = addresses
+        self._stop_seconds = stop_seconds
+        self._model: str | None = None
         self._server = _Server(
             config=pytriton.triton.TritonConfig(
                 http_address=addresses.host,
                 http_port=addresses.http_port,
                 grpc_address=addresses.host,
                 grpc_port=addresses.grpc_port,
-                metrics_address="127.0.0.1",
+                metrics_address=_LOOPBACK,
                 metrics_port=addresses.metrics_port,
-                exit_timeout_secs=int(stop_seconds),
+                exit_timeout_secs=0,  # `stop` has waited before: Triton itself would wait for idle connections too
             ),
-            workspace=Path(tempfile.mkdtemp(prefix="triton-")) / "workspace",
+            workspace=_empty_workspace(),
         )
 
     def start(self) -> None:
@@ -131,6 +140,7 @@ class Triton:
             answer: called from `concurrency` threads; raises nothing but ProductError.
             concurrency: requests that are answered at once.
         """
+        self._model = name
         callables = [_callable(answer) for _ in range(min(concurrency, MAX_INSTANCES))]
         self._server.bind(
             name,
@@ -150,11 +160,40 @@ class Triton:
         return bool(self._server.is_alive())
 
     def stop(self) -> None:
-        """Refuse new requests, let those that run end, stop the process."""
+        """Refuse new requests, let those that Triton has taken end, stop the process."""
+        if self._model is not None:
+            self._unload(self._model)
         self._server.stop()
 
+    def _unload(self, model: str) -> None:
+        """Take the model off the wire, and wait until Triton has answered the requests that it had taken.
+
+        Triton says at once that the model is gone, and forgets it when the last answer is out: then its series are no
+        longer on the page of metrics.
+        """
+        ends = time.monotonic() + self._stop_seconds
+        token = {pytriton.triton.TRITON_ACCESS_HEADER: self._server.get_access_token()}
+        self._call("POST", self._addresses.http_port, f"/v2/repository/models/{model}/unload", headers=token)
+        while f'model="{model}"'.encode() in self._call("GET", self._addresses.metrics_port, "/metrics"):
+            if time.monotonic() > ends:
+                LOG.warning("requests were still running at the end of the grace period")
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _call(self, method: str, port: int, path: str, headers: Mapping[str, str] | None = None) -> bytes:
+        """Ask Triton something; empty when it does not answer."""
+        host = _LOOPBACK if port == self._addresses.metrics_port else self._addresses.own_host
+        connection = http.client.HTTPConnection(host, port, timeout=CALL_SECONDS)
+        try:
+            connection.request(method, path, headers=dict(headers or {}))
+            return connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            return b""
+        finally:
+            connection.close()
+
     def _listens(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self._addresses.http_port, timeout=1)
+        connection = http.client.HTTPConnection(self._addresses.own_host, self._addresses.http_port, timeout=1)
         try:
             connection.request("GET", "/v2/health/live")
             return connection.getresponse().status == http.client.OK
@@ -167,9 +206,22 @@ class Triton:
 def free_port() -> int:
     """Find a port of the loopback interface that nobody listens on now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((_LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _empty_workspace() -> Path:
+    """Name a folder for PyTriton's files.
+
+    One that an earlier process of this number left is removed, with its shared memory: a container that was ended by
+    force starts again in a pod whose volumes live on.
+    """
+    workspace = Path(tempfile.gettempdir()) / f"multimodal-triton-{os.getpid()}"
+    shutil.rmtree(workspace, ignore_errors=True)
+    for segment in Path("/dev/shm").glob(f"pytrtion{os.getpid()}-*"):  # noqa: S108 -- where POSIX shared memory is
+        segment.unlink(missing_ok=True)
+    return workspace
 
 
 def _callable(answer: Answer) -> Callable[[list[Request]], list[dict[str, NDArray[Any]]]]:

@@ -27,10 +27,12 @@ class TritonPythonModel:
     def __init__(self) -> None:
         self._triton = importlib.import_module("triton_python_backend_utils")
         self._proxy = importlib.import_module(".pytriton_model", __package__).TritonPythonModel()
+        self._first = True
 
     def initialize(self, args: dict[str, str]) -> None:
         """Start the proxy; the first instance offers a socket that all others ask for its configuration."""
-        if not args["model_instance_name"].endswith("_0"):
+        self._first = args["model_instance_name"].endswith("_0")
+        if not self._first:
             workspace = json.loads(args["model_config"])["parameters"]["workspace-path"]["string_value"]
             _wait_for_handshake(Path(workspace) / f"{args['model_name']}-config.sock")
         self._proxy.initialize(args)
@@ -58,8 +60,9 @@ class TritonPythonModel:
         return [self._triton.InferenceResponse(output_tensors=[], error=error) for _ in requests]
 
     def finalize(self) -> None:
-        """Stop the proxy."""
-        self._proxy.finalize()
+        """Stop the proxy; only the first instance owns shared memory, and each other one would wait a second."""
+        if self._first:
+            self._proxy.finalize()
 
 
 def _wait_for_handshake(path: Path) -> None:
@@ -75,6 +78,7 @@ def _answers(path: Path) -> bool:
         try:
             asking.connect(path.as_posix())
             asking.sendall(b"get_config\n")
-            return bool(asking.recv(1))
+            size = int.from_bytes(asking.recv(4, socket.MSG_WAITALL), "big")
+            return size > 0 and len(asking.recv(size, socket.MSG_WAITALL)) == size
         except OSError:  # not made yet, or not listening yet
             return False

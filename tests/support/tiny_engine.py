@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -39,15 +38,14 @@ from multimodal_recipes.recipe import (
     Recipe,
     VisionRecipe,
 )
+from tests.support.tiny_tokenizer import VOCAB, write_tokenizer
 
 IMAGE_SIZE: Final = 28
 PATCH: Final = 7
 TOKENS_PER_IMAGE: Final = (IMAGE_SIZE // PATCH) ** 2
 HIDDEN: Final = 32
 VISION_HIDDEN: Final = 24
-VOCAB: Final = 320
 PADDED_VOCAB: Final = 384
-SPECIALS: Final = ("<unk>", "<s>", "</s>", "<extra_id_0>", "<extra_id_1>", "<extra_id_2>")
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
@@ -90,23 +88,6 @@ def limits(**changes: int) -> Limits:
         "vision_max_batch_size": 2,
     }
     return Limits(**(sizes | changes))
-
-
-def write_tokenizer(path: Path) -> None:
-    """A byte-level BPE: 256 bytes, the special tokens, and merges up to VOCAB."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
-        special_tokens=[AddedToken(token, special=True) for token in SPECIALS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    text = ["what is in this image? a red circle left of a blue square\n\n", "how many green stars are there? three\n"]
-    tokenizer.train_from_iterator(text * 20, trainer)
-    assert tokenizer.get_vocab_size() <= VOCAB
-    tokenizer.save(str(path))
 
 
 def make_model(model_dir: Path, *, seed: int = 0) -> None:
