@@ -108,7 +108,8 @@ def members(name: str, root: Path = ROOT) -> set[int]:
     for group in groups(name, root):
         with contextlib.suppress(OSError):
             pids.update(int(pid) for pid in (group / "cgroup.procs").read_text().split())
-    return pids
+    # The kernel writes 0 for a process that this one cannot see, and a signal to 0 would reach ourselves.
+    return pids - {0}
 
 
 def kill_all(name: str, root: Path = ROOT) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, Final
 
-from multimodal_cluster import daemons, kubeconfigs
+from multimodal_cluster import daemons, hostports, kubeconfigs
 from multimodal_cluster.commands import run
 from multimodal_cluster.daemons import Daemon
 
@@ -163,5 +163,5 @@ def write_network(paths: Paths, pod_range: str) -> None:
     ]
     kubeconfigs.write_json(
         paths.configs / "cni" / "10-multimodal.conflist",
-        {"cniVersion": "0.4.0", "name": "multimodal", "plugins": plugins},
+        {"cniVersion": "0.4.0", "name": hostports.NETWORK, "plugins": plugins},
     )

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from multimodal_cluster import cgroups, daemons, network
+from multimodal_cluster import cgroups, daemons, hostports, network
 from multimodal_cluster.commands import quietly
 from multimodal_cluster.errors import ClusterError
 
@@ -22,6 +22,16 @@ LOG_LINKS: Final = Path("/var/log/containers")
 # Where device plugins would meet the kubelet; the name is compiled in.
 DEVICE_PLUGINS: Final = Path("/var/lib/kubelet/device-plugins")
 SHIM_SOCKETS: Final = Path("/run/containerd/s")
+# Made where missing, and removed where empty; each after what is in it.
+SHARED_FOLDERS: Final = (
+    LOG_LINKS,
+    DEVICE_PLUGINS,
+    DEVICE_PLUGINS.parent,
+    hostports.RESULTS,
+    hostports.RESULTS.parent,
+    SHIM_SOCKETS,
+    SHIM_SOCKETS.parent,
+)
 
 
 def found(paths: Paths) -> bool:
@@ -54,6 +64,9 @@ def clean(paths: Paths, cni_plugins: Path | None) -> None:
     _remove_device_plugins()
     for socket in shims:
         socket.unlink(missing_ok=True)
+    for folder in SHARED_FOLDERS:
+        with contextlib.suppress(OSError):  # what others keep there keeps the folder
+            folder.rmdir()
     cgroups.remove(paths.cgroup)
     remaining = mounts_below(paths.state, MOUNTS.read_text().splitlines())
     if remaining:
@@ -98,9 +111,6 @@ def _remove_device_plugins() -> None:
     """Remove the kubelet's folder for device plugins, unless one of another kubelet's plugins is in it."""
     for name in ("kubelet.sock", "kubelet_internal_checkpoint"):
         (DEVICE_PLUGINS / name).unlink(missing_ok=True)
-    for folder in (DEVICE_PLUGINS, DEVICE_PLUGINS.parent):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def _remove_links(folder: Path, target: Path) -> None:
