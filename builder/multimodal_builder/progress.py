@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _REQUEST_SECONDS: Final = 5
 _PERCENT: Final = 100
+_POLL_SECONDS: Final = 0.05
+"""How soon the thread sees that the build has ended: the pod's end waits for it."""
 
 
 class Tracker:
@@ -86,7 +88,8 @@ def serve_progress(tracker: Tracker, port: int) -> Iterator[None]:
         yield
         return
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
+    serve = threading.Thread(target=server.serve_forever, args=(_POLL_SECONDS,), name="progress", daemon=True)
+    serve.start()
     try:
         yield
     finally:

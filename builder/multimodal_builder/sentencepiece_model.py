@@ -80,7 +80,7 @@ def parse(data: bytes, at: str) -> SentencePieceModel:
         trainer = dict(_fields(b"".join(_submessages(fields, 2))))
         normalizer = dict(_fields(b"".join(_submessages(fields, 3))))
         return SentencePieceModel(
-            pieces=tuple(_piece(message) for message in _submessages(fields, 1)),
+            pieces=_pieces(fields),
             kind=ModelKind(_number(trainer.get(3, 1))),
             whitespace_as_suffix=bool(trainer.get(24, 0)),
             byte_fallback=bool(trainer.get(35, 0)),
@@ -92,6 +92,13 @@ def parse(data: bytes, at: str) -> SentencePieceModel:
         )
     except (ValueError, IndexError, struct.error) as error:
         raise unreadable(at, f"not a SentencePiece model: {error}") from error
+
+
+def _pieces(fields: list[tuple[int, Value]]) -> tuple[Piece, ...]:
+    pieces = tuple(_piece(message) for message in _submessages(fields, 1))
+    if not pieces:
+        raise ValueError("it has no pieces")
+    return pieces
 
 
 def _piece(message: bytes) -> Piece:

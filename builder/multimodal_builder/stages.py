@@ -177,22 +177,30 @@ def run_build(request: BuildRequest, store: Store, tracker: Tracker) -> BuildRep
     Raises:
         ProductError: an expected failure.
     """
-    if (found := _find(request, store)) is not None:
-        _prune(request, store)
-        return _report(request, tracker, Outcome.FOUND, found)
-    if request.stop_after_inspect:
-        with ExitStack() as opened, tracker.during(Stage.INSPECT):
-            make_plan(request, opened)
-        return _report(request, tracker, Outcome.INSPECTED)
+    if request.stop_after_inspect or request.expect_engine:
+        return _look(request, store, tracker)
     with store.lock(request.key), ExitStack() as opened:
-        if (found := _find(request, store)) is not None:  # while waiting for the lock
-            return _report(request, tracker, Outcome.FOUND, found)
-        attempt = Attempt(request, store, tracker, opened)
-        for stage, step in STEPS.items():
-            with tracker.during(stage):
-                step(attempt)
-    _prune(request, store)
-    return _report(request, tracker, Outcome.PUBLISHED, store.find(request.key))
+        found = _find(request, store)
+        if found is None:
+            attempt = Attempt(request, store, tracker, opened)
+            for stage, step in STEPS.items():
+                with tracker.during(stage):
+                    step(attempt)
+        # Also of an attempt that ended between publishing and this.
+        store.discard_work(request.key)
+        if request.keep is not None:
+            removed = store.prune({request.key, *request.keep})
+            log.info("pruned", extra={FIELDS: {"removed": removed}})
+    return _report(request, tracker, Outcome.PUBLISHED if found is None else Outcome.FOUND, store.find(request.key))
+
+
+def _look(request: BuildRequest, store: Store, tracker: Tracker) -> BuildReport:
+    """Write nothing: find the engine, or check the checkpoint that it would be built from."""
+    if (found := _find(request, store)) is not None:
+        return _report(request, tracker, Outcome.FOUND, found)
+    with ExitStack() as opened, tracker.during(Stage.INSPECT):
+        make_plan(request, opened)
+    return _report(request, tracker, Outcome.INSPECTED)
 
 
 def make_plan(request: BuildRequest, opened: ExitStack) -> Plan:
@@ -237,20 +245,18 @@ def _find(request: BuildRequest, store: Store) -> Manifest | None:
     return found
 
 
-def _prune(request: BuildRequest, store: Store) -> None:
-    if request.keep is not None and not request.stop_after_inspect:
-        removed = store.prune({request.key, *request.keep})
-        log.info("pruned", extra={FIELDS: {"removed": removed}})
-
-
 def _identity(request: BuildRequest) -> Identity:
-    status = request.checkpoint.stat()
+    try:
+        status = request.checkpoint.stat()
+        size, modified = status.st_size, status.st_mtime_ns
+    except OSError:  # the inspection finds the words for it
+        size = modified = 0
     return Identity(
         inputs=request.inputs,
         builder_version=version(DISTRIBUTION),
         checkpoint=str(request.checkpoint),
-        size=status.st_size,
-        modified_ns=status.st_mtime_ns,
+        size=size,
+        modified_ns=modified,
     )
 
 

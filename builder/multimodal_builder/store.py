@@ -107,7 +107,10 @@ class Store:
             target.rename(work.root / "replaced")
         work.engine.rename(target)
         sync_folder(self.root)
-        work.remove()
+
+    def discard_work(self, key: EngineKey) -> None:
+        """Remove the work in progress of a key."""
+        shutil.rmtree(self.root / PARTIAL / key, ignore_errors=True)
 
     def prune(self, keep: Collection[EngineKey]) -> list[EngineKey]:
         """Remove all engines but these, and the work in progress that nobody does; give the keys of the engines."""
@@ -153,10 +156,6 @@ class Workspace:
     def finish(self, stage: Stage, result: BaseModel) -> None:
         """Leave the marker of a finished stage; everything the stage wrote is on the disk by now."""
         self._write(stage.value, result)
-
-    def remove(self) -> None:
-        """Remove everything."""
-        shutil.rmtree(self.root)
 
     def clear_engine(self) -> None:
         """Remove what an interrupted stage wrote."""

@@ -37,13 +37,11 @@ class TarMembers:
             ProductError: not a tar, truncated, or with members that are links, devices, duplicates or lead outside.
         """
         self.at = path.name
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        file = ByteFile(descriptor, self.at)
+        self._file = _open_plain(path)
         try:
-            self._file = self._plain(file, path)
             self._index = _read_index(self._file, self.at)
         except BaseException:
-            file.close()
+            self._file.close()
             raise
 
     def names(self) -> Collection[str]:
@@ -61,23 +59,30 @@ class TarMembers:
         """Close the archive."""
         self._file.close()
 
-    def _plain(self, file: ByteFile, path: Path) -> ByteFile:
-        """Undo gzip, into a file that has no name: a compressed stream cannot be read at an offset."""
-        if file.size < len(GZIP_MAGIC) or file.window(self.at).part(0, len(GZIP_MAGIC), self.at).read() != GZIP_MAGIC:
-            return file
-        limit = file.size * GZIP_RATIO
-        file.close()
-        with tempfile.TemporaryFile() as spool:
-            try:
-                with gzip.open(path, "rb") as compressed:
-                    while chunk := compressed.read(_COPY):
-                        spool.write(chunk)
-                        if spool.tell() > limit:
-                            raise unsafe(self.at, f"unpacked it is more than {GZIP_RATIO} times as large")
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise unreadable(self.at, f"the gzip stream is damaged: {error}") from error
-            spool.flush()
-            return ByteFile(os.dup(spool.fileno()), self.at)
+
+def _open_plain(path: Path) -> ByteFile:
+    """Open an archive; gzip is undone into a file without a name, as a compressed stream cannot be read at an offset.
+
+    Raises:
+        ProductError: the gzip stream is damaged, or grows beyond reason.
+    """
+    file = ByteFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path.name)
+    whole = file.window(path.name)
+    if whole.part(0, min(len(GZIP_MAGIC), file.size), path.name).read() != GZIP_MAGIC:
+        return file
+    limit = file.size * GZIP_RATIO
+    file.close()
+    with tempfile.TemporaryFile() as spool:
+        try:
+            with gzip.open(path, "rb") as compressed:
+                while chunk := compressed.read(_COPY):
+                    spool.write(chunk)
+                    if spool.tell() > limit:
+                        raise unsafe(path.name, f"unpacked it is more than {GZIP_RATIO} times as large")
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise unreadable(path.name, f"the gzip stream is damaged: {error}") from error
+        spool.flush()
+        return ByteFile(os.dup(spool.fileno()), path.name)
 
 
 def _read_index(file: ByteFile, at: str) -> dict[str, Window]:

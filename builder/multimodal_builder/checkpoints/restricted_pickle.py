@@ -76,8 +76,9 @@ _MCORE: Final = "megatron.core.dist_checkpointing.strategies.torch"
 
 CONTAINERS: Final[Mapping[tuple[str, str], object]] = {
     ("collections", "OrderedDict"): OrderedDict,
-    # Transformer Engine's extra states, and the hyperparameters that were saved beside weights.
+    # Extra states of Transformer Engine: a buffer, and how protocol 2 writes its bytes.
     **_opaques("_io", "BytesIO"),
+    **_opaques("_codecs", "encode"),
 }
 
 DISTRIBUTED: Final[Mapping[tuple[str, str], object]] = {

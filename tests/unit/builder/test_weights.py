@@ -1,0 +1,255 @@
+"""Weight forms against torch itself: what torch wrote is read to the bit, and what it did not write is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import zipfile
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from multimodal_api.engine import Dtype
+from multimodal_api.errors import ProductError
+from multimodal_api.reasons import Reason
+from multimodal_builder.casts import STORED, cast
+from multimodal_builder.checkpoints.ckpt import CkptSource
+from multimodal_builder.checkpoints.huggingface import SafetensorsSource
+from multimodal_builder.checkpoints.members import DirectoryMembers
+from multimodal_builder.checkpoints.tensors import TensorInfo, TensorSource
+from multimodal_builder.checkpoints.torch_dist import DistributedSource
+from multimodal_builder.checkpoints.window import ByteFile, Window
+from multimodal_builder.files import FileLog
+from multimodal_builder.safetensors_writer import write_weights
+from support.archives import DISTRIBUTED, Archive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool)
+
+
+def window(path: Path, data: bytes) -> Window:
+    path.write_bytes(data)
+    return ByteFile(os.open(path, os.O_RDONLY), path.name).window(path.name)
+
+
+def saved(value: object, **options: Any) -> bytes:
+    packed = io.BytesIO()
+    torch.save(value, packed, **options)
+    return packed.getvalue()
+
+
+def read_all(open_source: Callable[[], TensorSource]) -> None:
+    source = open_source()
+    for name in source.infos():
+        source.read(name)
+
+
+def same(source: TensorSource, wanted: dict[str, torch.Tensor]) -> None:
+    assert set(source.infos()) == set(wanted)
+    for name, tensor in wanted.items():
+        found = source.read(name)
+        assert found.shape == tuple(tensor.shape)
+        assert found.tobytes() == tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else True
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_ckpt_is_read_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    whole = (torch.randn(12, 5) * 100).to(dtype)
+    state = {
+        "plain": whole,
+        "a view into shared storage": whole[3:7],
+        "empty": whole[:0],
+        "one row": whole[:1],
+        "parameter": torch.nn.Parameter(whole.clone(), requires_grad=False),
+    }
+    same(CkptSource(window(tmp_path / "x.ckpt", saved(state))), state)
+
+
+def test_entries_that_are_no_tensors_have_no_part(tmp_path: Path) -> None:
+    state = {"w": torch.ones(2), "_extra_state": io.BytesIO(b"anything"), "none": None, "nested": {"n": 1}}
+    assert list(CkptSource(window(tmp_path / "x.ckpt", saved(state))).infos()) == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (lambda: saved({"w": torch.ones(2)}, _use_new_zipfile_serialization=False), "before 1.6"),
+        (lambda: saved({"w": torch.ones(4, 4).t()}), "not contiguous"),
+        (lambda: saved([torch.ones(2)]), "no dictionary"),
+        (lambda: b"not a zip", "neither a zip"),
+        (lambda: saved({"w": torch.ones(2)})[:-30], "damaged or truncated"),
+        (lambda: repacked({"w": torch.ones(2)}, zipfile.ZIP_DEFLATED), "compressed"),
+        (lambda: repacked({"w": torch.ones(2)}, drop="data/0"), "no such member"),
+        (lambda: repacked({"w": torch.ones(2)}, cut="data/0"), "announced"),
+        (lambda: repacked({"w": torch.ones(2)}, replace={"byteorder": b"big"}), "big-endian"),
+    ],
+)  # fmt: skip
+def test_a_ckpt_that_torch_did_not_write_is_refused(tmp_path: Path, data: Callable[[], bytes], says: str) -> None:
+    with pytest.raises(ProductError, match=says) as caught:
+        read_all(lambda: CkptSource(window(tmp_path / "x.ckpt", data())))
+    assert caught.value.failure.reason is Reason.CHECKPOINT_UNREADABLE
+    assert "x.ckpt" in caught.value.failure.at
+
+
+def repacked(
+    state: object,
+    method: int = zipfile.ZIP_STORED,
+    *,
+    drop: str = "",
+    cut: str = "",
+    replace: dict[str, bytes] | None = None,
+) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved(state))) as before, zipfile.ZipFile(packed, "w", method) as after:
+        for name in before.namelist():
+            short = name.partition("/")[2]
+            content = (replace or {}).get(short, before.read(name))
+            if short != drop:
+                after.writestr(name, content[:4] if short == cut else content)
+    return packed.getvalue()
+
+
+def test_a_storage_that_is_too_small_for_its_tensor_is_refused(tmp_path: Path) -> None:
+    data = saved({"w": torch.arange(6.0).view(2, 3)})
+    forged = data.replace(
+        struct.pack("<BBBBB", 0x4B, 2, 0x4B, 3, 0x86), struct.pack("<BBBBB", 0x4B, 200, 0x4B, 3, 0x86)
+    )
+    assert forged != data
+    with pytest.raises(ProductError, match="exceeds its 6 stored values"):
+        CkptSource(window(tmp_path / "x.ckpt", forged))
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(places=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_ckpt_gives_values_or_our_error(tmp_path: Path, places: list[tuple[int, int]]) -> None:
+    data = bytearray(saved({"a": torch.ones(3, 4), "b": torch.ones(2, dtype=torch.bfloat16)}))
+    for place, value in places:
+        data[place % len(data)] = value
+    with suppress(ProductError):
+        source = CkptSource(window(tmp_path / "x.ckpt", bytes(data)))
+        for name in source.infos():
+            source.read(name)
+
+
+def unpacked(folder: Path) -> Path:
+    for name, content in Archive.read(DISTRIBUTED).members.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder / "model_weights"
+
+
+def open_distributed(folder: Path) -> DistributedSource:
+    return DistributedSource(DirectoryMembers(folder.parent), folder.name)
+
+
+def test_a_distributed_checkpoint_is_what_torch_reads(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path)
+    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in metadata.items()}
+    dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+    layered: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        head, stacked, rest = name.partition("model.decoder.layers.")
+        if stacked:
+            layered |= {f"{head}{stacked}{number}.{rest}": layer for number, layer in enumerate(tensor)}
+        else:
+            layered[name] = tensor
+    same(open_distributed(folder), layered)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "__0_0.distcp").unlink(), "missing"),
+        (lambda f: (f / "__0_0.distcp").write_bytes((f / "__0_0.distcp").read_bytes()[:9000]), "truncated"),
+        (lambda f: (f / "__0_0.distcp").write_bytes((f / "__0_1.distcp").read_bytes()), "something else|truncated"),
+        (lambda f: (f / ".metadata").write_bytes(b"\x80\x04]."), "no dictionary"),
+        (lambda f: (f / ".metadata").unlink(), "missing"),
+        (lambda f: (f / "metadata.json").write_text("{}"), "not the description"),
+        (
+            lambda f: (f / "metadata.json").write_text('{"sharded_backend": "zarr", "sharded_backend_version": 1}'),
+            "format zarr",
+        ),
+    ],
+)  # fmt: skip
+def test_a_damaged_distributed_checkpoint_is_refused(
+    tmp_path: Path, damage: Callable[[Path], object], says: str
+) -> None:
+    folder = unpacked(tmp_path)
+    damage(folder)
+    with pytest.raises(ProductError, match=says) as caught:
+        read_all(lambda: open_distributed(folder))
+    assert caught.value.failure.reason is Reason.CHECKPOINT_UNREADABLE
+    assert "model_weights" in caught.value.failure.at
+
+
+@pytest.mark.parametrize("offset", [b"\x00\x00", b"\x02\x00"])
+def test_chunks_that_do_not_cover_a_tensor_once_are_refused(tmp_path: Path, offset: bytes) -> None:
+    """Two chunks of the gated layer, at rows 0 and 256: moved together they leave a gap and an overlap."""
+    folder = unpacked(tmp_path)
+    metadata = folder / ".metadata"
+    data = metadata.read_bytes()
+    forged = data.replace(b"M\x00\x01", b"M" + offset)  # BININT2 256
+    assert forged != data
+    metadata.write_bytes(forged)
+    with pytest.raises(ProductError):
+        read_all(lambda: open_distributed(folder))
+
+
+@given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50), target=st.sampled_from(list(Dtype)))
+def test_casts_round_as_torch_does(bits: list[int], target: Dtype) -> None:
+    wide = np.array(bits, dtype=np.uint32).view(np.float32)
+    wanted = torch.from_numpy(wide.copy()).to(getattr(torch, target.value))
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = cast(wide, source="F32", target=STORED[target])
+        back = cast(found, source=STORED[target], target="F32")
+    torch.testing.assert_close(
+        torch.from_numpy(back.astype(np.float32)), wanted.float(), rtol=0, atol=0, equal_nan=True
+    )
+
+
+def test_written_weights_are_read_by_safetensors(tmp_path: Path) -> None:
+    state = {"b": torch.randn(3, 4), "a": torch.randn(5).to(torch.bfloat16), "c": torch.zeros(0, 2)}
+    log = FileLog(tmp_path)
+    infos = [("b", TensorInfo("F32", (3, 4))), ("a", TensorInfo("BF16", (5,))), ("c", TensorInfo("F32", (0, 2)))]
+    values = [state["b"].numpy(), state["a"].view(torch.int16).numpy().view(np.uint16), state["c"].numpy()]
+    write_weights(tmp_path / "llm", infos, values, log)
+    loaded = load_file(tmp_path / "llm" / "model.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    same(SafetensorsSource(window(tmp_path / "copy", (tmp_path / "llm/model.safetensors").read_bytes())), state)
+    (file,) = log.files
+    assert (file.path, file.size) == ("llm/model.safetensors", (tmp_path / file.path).stat().st_size)
+
+
+def test_large_weights_are_sharded_with_an_index(tmp_path: Path) -> None:
+    infos = [(f"t{number}", TensorInfo("F32", (10,))) for number in range(5)]
+    values = [np.full(10, number, np.float32) for number in range(5)]
+    write_weights(tmp_path, infos, values, FileLog(tmp_path), shard_bytes=85)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 200
+    assert sorted(set(index["weight_map"].values())) == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    for name, file in index["weight_map"].items():
+        assert load_file(tmp_path / file)[name][0] == float(name[1:])
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_safetensors_or_our_error(data: bytes) -> None:
+    descriptor = os.memfd_create("x")
+    os.write(descriptor, data)
+    with ByteFile(descriptor, "x") as file, suppress(ProductError):
+        source = SafetensorsSource(file.window("x"))
+        for name in source.infos():
+            source.read(name)
