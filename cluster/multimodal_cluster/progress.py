@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 # A step that takes minutes says so often enough that nobody thinks it hangs.
 HEARTBEAT_S = 20.0
+# Back to the line's begin, and empty to its end.
+CLEAR = "\r\x1b[K"
 
 
 class Progress:
@@ -22,7 +25,10 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line with the time since the start."""
-        print(f"{time.monotonic() - self._start:7.1f}s  {text}", flush=True)
+        print(f"{CLEAR if sys.stdout.isatty() else ''}{self._line(text)}", flush=True)
+
+    def _line(self, text: str) -> str:
+        return f"{time.monotonic() - self._start:7.1f}s  {text}"
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
@@ -34,10 +40,16 @@ class Progress:
             while not ended.wait(HEARTBEAT_S):
                 self.say(f"{title}: still at it after {time.monotonic() - begun:.0f}s")
 
+        if sys.stdout.isatty():  # a line that the next one replaces; a file or a pipe gets what is done
+            print(f"{CLEAR}{self._line(title)} …", end="", flush=True)
         heart = threading.Thread(target=beat, daemon=True)
         heart.start()
         try:
             yield
+        except BaseException:
+            if sys.stdout.isatty():
+                print(flush=True)  # the error begins on a line of its own
+            raise
         finally:
             ended.set()
             heart.join()

@@ -17,18 +17,22 @@ NAME = f"multimodal-test-{os.getpid()}"
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="control groups are made by root only")
 
 
-@pytest.fixture(name="tree", params=["machine", "version 2"])
-def _tree(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """Give the machine's own trees, and the unified tree that every kernel can mount beside them."""
-    if request.param == "machine":
-        yield cgroups.ROOT
-        return
+@pytest.fixture(name="unified")
+def _unified() -> Iterator[Path]:
+    """Give the unified tree, which every kernel can mount beside others."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["mount", "-t", "cgroup2", "none", folder], check=True, timeout=10)
         try:
             yield Path(folder)
         finally:
             subprocess.run(["umount", folder], check=True, timeout=10)
+
+
+@pytest.fixture(name="tree", params=["machine", "version 2"])
+def _tree(request: pytest.FixtureRequest) -> Path:
+    """Give the trees of both versions."""
+    tree: Path = cgroups.ROOT if request.param == "machine" else request.getfixturevalue("unified")
+    return tree
 
 
 def test_what_is_adopted_is_found_and_ended_and_nothing_is_left(tree: Path) -> None:
@@ -66,6 +70,27 @@ def test_children_of_what_is_adopted_are_ours_too(tree: Path) -> None:
         cgroups.kill_all(NAME, tree)
         parent.communicate(timeout=10)
         cgroups.remove(NAME, tree)
+
+
+def test_processes_at_the_top_of_a_containers_tree_make_room(unified: Path) -> None:
+    """A group of version 2 has processes or children; a container begins with its processes at the top."""
+    controllers = (unified / "cgroup.controllers").read_text().split()
+    assert controllers, "no controller is left for the unified tree"
+    (unified / "cgroup.subtree_control").write_text(f"+{controllers[0]}")
+    top = unified / NAME
+    top.mkdir()
+    tenant = subprocess.Popen(["sleep", "60"])
+    try:
+        (top / "cgroup.procs").write_text(str(tenant.pid))
+        cgroups.prepare("ours", top)
+        assert (top / "init" / "cgroup.procs").read_text().split() == [str(tenant.pid)]
+        assert controllers[0] in (top / "ours" / "cgroup.controllers").read_text().split()
+    finally:
+        tenant.kill()
+        tenant.wait(timeout=10)
+        cgroups.remove("ours", top)
+        cgroups.remove("init", top)
+        cgroups.remove(NAME, unified)
 
 
 def test_the_version_is_told_by_the_unified_file(tmp_path: Path) -> None:
