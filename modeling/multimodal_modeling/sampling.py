@@ -68,7 +68,7 @@ def sample(
     scores = _penalise(scores, history, parameters.repetition_penalty)
     if parameters.greedy:
         return int(scores.argmax())
-    scores = scores / parameters.temperature
+    scores = (scores - scores.max()) / parameters.temperature  # the best is 0: no temperature makes it infinite
     if 0 < parameters.top_k < vocab_size:
         scores = scores.masked_fill(scores < scores.topk(parameters.top_k).values[-1], -torch.inf)
     probabilities = _nucleus(scores.softmax(-1), parameters.top_p)
@@ -79,7 +79,7 @@ def _penalise(scores: Tensor, history: Sequence[int], penalty: float) -> Tensor:
     """Push seen tokens away from being chosen: positive scores are divided, negative ones multiplied."""
     if penalty == 1 or not history:
         return scores
-    seen = torch.tensor(sorted({token for token in history if token < scores.shape[0]}))
+    seen = torch.tensor(sorted({token for token in history if token < scores.shape[0]}), dtype=torch.long)
     chosen = scores[seen]
     return scores.index_copy(0, seen, torch.where(chosen > 0, chosen / penalty, chosen * penalty))
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pickle
 import shutil
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -139,6 +142,39 @@ def test_an_archive_without_a_part_is_refused(tmp_path: Path, classic: Archive, 
     (problem,) = look(classic.write(tmp_path)).problems
     assert problem.reason is Reason.CHECKPOINT_UNREADABLE
     assert missing in problem.problem
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch owned",)
+
+
+def with_pickle(ckpt: bytes, content: bytes) -> bytes:
+    """Put another pickle into a `torch.save` file."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(ckpt)) as before, zipfile.ZipFile(packed, "w") as after:
+        for name in before.namelist():
+            after.writestr(name, content if name.endswith("/data.pkl") else before.read(name))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("form", ["ckpt", "torch_dist"])
+def test_an_unexpected_global_is_named_with_its_member_and_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classic: Archive, distributed: Archive, form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    attack = pickle.dumps({"w": Malicious()}, protocol=2)
+    if form == "ckpt":
+        archive, member = classic, f"{CKPT}: data.pkl"
+        archive.members[CKPT] = with_pickle(archive.members[CKPT], attack)
+    else:
+        archive, member = distributed, "model_weights/.metadata"
+        archive.members[member] = attack
+    (problem,) = look(archive.write(tmp_path)).problems
+    assert problem.reason is Reason.CHECKPOINT_UNSAFE
+    assert problem.at == f"model.nemo: {member}"
+    assert "posix.system" in problem.problem
+    assert not (tmp_path / "owned").exists()
 
 
 def test_nothing_at_the_path_is_said_so(tmp_path: Path) -> None:
