@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+COLDEST: Final = 1e-6
+"""Temperatures below this are the same as this: float32 would make nothing of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def sample(
     scores = _penalise(scores, history, parameters.repetition_penalty)
     if parameters.greedy:
         return int(scores.argmax())
-    scores = (scores - scores.max()) / parameters.temperature  # the best is 0: no temperature makes it infinite
+    scores = (scores - scores.max()) / max(parameters.temperature, COLDEST)
     if 0 < parameters.top_k < vocab_size:
         scores = scores.masked_fill(scores < scores.topk(parameters.top_k).values[-1], -torch.inf)
     probabilities = _nucleus(scores.softmax(-1), parameters.top_p)
