@@ -16,6 +16,10 @@ cluster-up: ## bring up a real Kubernetes (CLUSTER=local|kind|current; see pytho
 cluster-down: ## take it down and leave nothing behind
 	$(PYTHON) cluster down
 
+.PHONY: demo
+demo: images ## from kubectl apply to answers about pictures, on a real cluster; writes out/demo.html
+	$(VENV)/bin/python demo
+
 .PHONY: venv
 venv: ## install the development environment outside the tree; quick when it is current
 	@$(PYTHON) locks venv

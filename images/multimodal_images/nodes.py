@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from multimodal_cluster.commands import run
 from multimodal_cluster.providers import choose
+from multimodal_cluster.tools import Tools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,12 +27,10 @@ def pull(references: Mapping[str, str], paths: Paths, progress: Progress) -> Non
     Raises:
         ClusterError: a node cannot pull one.
     """
-    cluster = choose(os.environ, paths, progress).env()
-    environment = {**os.environ, **cluster, "PATH": f"{cluster.get('PATH', '')}:{os.environ['PATH']}"}
+    tools = Tools(choose(os.environ, paths, progress))
 
     def kubectl(*arguments: str, text: str | None = None, seconds: float = 60) -> str:
-        command = ["kubectl", "--namespace", NAMESPACE, *arguments]
-        return run("kubectl", command, seconds=seconds, remedy=REMEDY, environment=environment, text=text)
+        return tools.kubectl("--namespace", NAMESPACE, *arguments, text=text, seconds=seconds, remedy=REMEDY)
 
     nodes = json.loads(kubectl("get", "nodes", "--output", "json"))["items"]
     if all(set(references.values()) <= _images(node) for node in nodes):
@@ -46,8 +44,8 @@ def pull(references: Mapping[str, str], paths: Paths, progress: Progress) -> Non
             kubectl("delete", "daemonset", NAME, "--wait=false")
 
 
-def _images(node: Mapping[str, Mapping[str, list[dict[str, list[str]]]]]) -> set[str]:
-    return {name for image in node["status"].get("images", []) for name in image.get("names", [])}
+def _images(node: Mapping[str, Any]) -> set[str]:
+    return {name for image in node["status"].get("images") or [] for name in image.get("names") or []}
 
 
 def _daemon_set(references: Mapping[str, str]) -> dict[str, object]:
