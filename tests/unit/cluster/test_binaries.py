@@ -10,6 +10,7 @@ import pytest
 from multimodal_cluster import binaries
 from multimodal_cluster.errors import ClusterError
 from multimodal_cluster.paths import Paths
+from multimodal_cluster.progress import Progress
 
 
 @pytest.mark.parametrize("group", binaries.GROUPS, ids=lambda group: group.name)
@@ -35,3 +36,20 @@ def test_a_module_without_a_pin_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(binaries, "GO_SOURCES", tmp_path)
     with pytest.raises(ClusterError, match=r"go\.mod pins no version of github\.com/coredns/coredns"):
         binaries.version_of(binaries.COREDNS)
+
+
+def test_a_build_that_fails_says_so_with_the_compilers_words(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    broken = binaries.Group("tools", "", {"nothing": "./nothing"}, {})
+    with pytest.raises(ClusterError, match=r"nothing: `go build \./nothing` ended with 1") as caught:
+        binaries.build(broken, paths, Progress())
+    assert str(paths.logs / "build-nothing.log") in caught.value.report()
+    assert "directory not found" in caught.value.report()
+
+
+def test_what_was_built_is_not_built_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = Paths(tmp_path)
+    for _ in range(2):
+        binaries.build(binaries.TOOLS, paths, Progress())
+    assert capsys.readouterr().out.count("build pause") == 1
+    assert {entry.name for entry in binaries.folder_of(binaries.TOOLS, paths).iterdir()} == {".lock", "pause", "volume"}
