@@ -14,7 +14,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from multimodal_api.build import TERMINATION_LIMIT, TERMINATION_LOG, ExitCode
 from multimodal_api.errors import Failure, ProductError
@@ -70,7 +70,7 @@ class _Clock:
         self.seconds[step] = round(time.monotonic() - STARTED, 3)
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Serve until a signal (0) or a failure (1)."""
     configure(PROGRAM)
     settings = _settings()
@@ -89,13 +89,12 @@ def main() -> int:
             problem=f"{type(error).__name__}: {error}",
             remedy="report it with the container's log",
         )
-    if failure is None:
-        return ExitCode.OK
-    LOG.error("the server ends: %s", failure, extra={FIELDS: {"reason": failure.reason}})
-    _leave_word(failure, settings.termination_log)
-    # Threads may be waiting for what will not come. Triton is ended by the kernel with this process.
+    if failure is not None:
+        LOG.error("the server ends: %s", failure, extra={FIELDS: {"reason": failure.reason}})
+        _leave_word(failure, settings.termination_log)
+    # Threads may be waiting for what will not come. Triton, if it runs, is ended by the kernel with this process.
     logging.shutdown()
-    os._exit(ExitCode.RETRY)
+    os._exit(ExitCode.OK if failure is None else ExitCode.RETRY)
 
 
 def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | None:
@@ -219,4 +218,4 @@ def _settings() -> Settings:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,8 @@ LOG: Final = logging.getLogger(__name__)
 START_SECONDS: Final = 120.0
 POLL_SECONDS: Final = 0.05
 CALL_SECONDS: Final = 5.0
+QUIET_SECONDS: Final = 1.0
+"""Longer than a request takes from Triton's queue to us, and an answer from us to the wire, on a busy machine."""
 MAX_QUEUED: Final = 64
 """Requests that wait inside Triton for a free instance; one more is refused as unavailable."""
 MAX_INSTANCES: Final = 32
@@ -61,6 +65,22 @@ class Addresses:
     def own_host(self) -> str:
         """Give the address at which this process reaches the HTTP port."""
         return {"0.0.0.0": _LOOPBACK, "::": "::1"}.get(self.host, self.host)  # noqa: S104
+
+
+class _Count:
+    """How many threads are inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.value = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.value += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.value -= 1
 
 
 class _Model(Model):  # type: ignore[misc]  # pytriton ships no types
@@ -100,6 +120,10 @@ class Triton:
         self._addresses = addresses
         self._stop_seconds = stop_seconds
         self._model: str | None = None
+        self._running = _Count()
+        self._workspace = Path(tempfile.gettempdir()) / f"multimodal-triton-{os.getpid()}"
+        # A container that was ended by force starts again with the same number, in a pod whose volumes live on.
+        _clear(self._workspace)
         self._server = _Server(
             config=pytriton.triton.TritonConfig(
                 http_address=addresses.host,
@@ -110,7 +134,7 @@ class Triton:
                 metrics_port=addresses.metrics_port,
                 exit_timeout_secs=0,  # `stop` has waited before: Triton itself would wait for idle connections too
             ),
-            workspace=_empty_workspace(),
+            workspace=self._workspace,
         )
 
     def start(self) -> None:
@@ -141,7 +165,7 @@ class Triton:
             concurrency: requests that are answered at once.
         """
         self._model = name
-        callables = [_callable(answer) for _ in range(min(concurrency, MAX_INSTANCES))]
+        callables = [_callable(answer, self._running) for _ in range(min(concurrency, MAX_INSTANCES))]
         self._server.bind(
             name,
             callables,
@@ -160,25 +184,39 @@ class Triton:
         return bool(self._server.is_alive())
 
     def stop(self) -> None:
-        """Refuse new requests, let those that Triton has taken end, stop the process."""
+        """Refuse new requests, and let those that Triton has taken end.
+
+        Then this process must end, by `os._exit`: the kernel ends Triton with it, at once, where PyTriton itself takes
+        seconds.
+        """
         if self._model is not None:
             self._unload(self._model)
-        self._server.stop()
+        _clear(self._workspace)
 
     def _unload(self, model: str) -> None:
-        """Take the model off the wire, and wait until Triton has answered the requests that it had taken.
+        """Take the model off the wire, and wait until nothing that Triton had taken is waiting or being answered.
 
-        Triton says at once that the model is gone, and forgets it when the last answer is out: then its series are no
-        longer on the page of metrics.
+        Triton would tell when it has ended the model's processes too, but takes a second for each.
         """
         ends = time.monotonic() + self._stop_seconds
         token = {pytriton.triton.TRITON_ACCESS_HEADER: self._server.get_access_token()}
         self._call("POST", self._addresses.http_port, f"/v2/repository/models/{model}/unload", headers=token)
-        while f'model="{model}"'.encode() in self._call("GET", self._addresses.metrics_port, "/metrics"):
-            if time.monotonic() > ends:
+        quiet_since = time.monotonic()
+        while time.monotonic() < quiet_since + QUIET_SECONDS:
+            if self._running.value or self._waiting(model):
+                quiet_since = time.monotonic()
+            if quiet_since > ends:
                 LOG.warning("requests were still running at the end of the grace period")
                 return
             time.sleep(POLL_SECONDS)
+
+    def _waiting(self, model: str) -> bool:
+        """Say whether Triton's queue holds requests."""
+        page = self._call("GET", self._addresses.metrics_port, "/metrics")
+        found = re.search(
+            rb'^nv_inference_pending_request_count{model="%s".*} (.*)$' % model.encode(), page, re.MULTILINE
+        )
+        return found is not None and float(found[1]) > 0
 
     def _call(self, method: str, port: int, path: str, headers: Mapping[str, str] | None = None) -> bytes:
         """Ask Triton something; empty when it does not answer."""
@@ -211,26 +249,21 @@ def free_port() -> int:
         return port
 
 
-def _empty_workspace() -> Path:
-    """Name a folder for PyTriton's files.
-
-    One that an earlier process of this number left is removed, with its shared memory: a container that was ended by
-    force starts again in a pod whose volumes live on.
-    """
-    workspace = Path(tempfile.gettempdir()) / f"multimodal-triton-{os.getpid()}"
+def _clear(workspace: Path) -> None:
+    """Remove PyTriton's files, and the shared memory of a process of this number."""
     shutil.rmtree(workspace, ignore_errors=True)
     for segment in Path("/dev/shm").glob(f"pytrtion{os.getpid()}-*"):  # noqa: S108 -- where POSIX shared memory is
         segment.unlink(missing_ok=True)
-    return workspace
 
 
-def _callable(answer: Answer) -> Callable[[list[Request]], list[dict[str, NDArray[Any]]]]:
+def _callable(answer: Answer, running: _Count) -> Callable[[list[Request]], list[dict[str, NDArray[Any]]]]:
     """Make one instance; PyTriton tells instances apart by the identity of their function."""
 
     def infer(requests: list[Request]) -> list[dict[str, NDArray[Any]]]:
         (request,) = requests
         try:
-            texts = answer(request.data)
+            with running:
+                texts = answer(request.data)
         except ProductError as error:
             raise Refusal(error.failure) from None
         return [{wire.OUTPUTS.name: np.array([[text.encode()] for text in texts], dtype=object)}]
