@@ -93,5 +93,7 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
         return probabilities
     ordered, order = probabilities.sort(descending=True)
     before = ordered.cumsum(-1) - ordered
-    kept = ordered.masked_fill(before >= top_p, 0.0)
+    beyond = before >= top_p
+    beyond[0] = False  # whatever float32 makes of a tiny top_p
+    kept = ordered.masked_fill(beyond, 0.0)
     return torch.zeros_like(probabilities).index_copy(0, order, kept)
