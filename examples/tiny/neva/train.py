@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-# Read when torch is loaded: threads that wait for one another sleep; spinning is several times slower on a busy machine.
+# Read when torch is loaded: threads that wait for one another sleep. Spinning is slow on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
