@@ -219,13 +219,16 @@ def test_after_everything_was_killed_at_once_it_comes_up_again(inhabited: Island
     assert "cluster.local" not in up.stdout  # the images were kept
 
 
-def test_a_part_that_was_killed_is_started_again(inhabited: Island) -> None:
-    record = json.loads((inhabited.paths.pids / "kube-scheduler").read_text())
-    inhabited.run("kill", "-9", str(record["pid"]))
+def test_parts_that_were_killed_are_started_again_and_pods_run_on(inhabited: Island) -> None:
+    killed = {"containerd", "etcd", "kube-scheduler"}
+    records = [json.loads((inhabited.paths.pids / part).read_text()) for part in killed]
+    inhabited.run("kill", "-9", *(str(record["pid"]) for record in records))
     up = inhabited.cluster("up")
     assert up.returncode == 0, up.stderr
-    assert [line for line in up.stdout.splitlines() if " start " in line and "kube-scheduler" not in line] == []
-    assert inhabited.kubectl("get", "pod", "inhabitant", "-o", "jsonpath={.status.phase}") == "Running"
+    started = {line.split(" start ")[1].split(":")[0] for line in up.stdout.splitlines() if " start " in line}
+    assert killed <= started
+    status = json.loads(inhabited.kubectl("get", "pod", "inhabitant", "-o", "json"))["status"]
+    assert (status["phase"], status["containerStatuses"][0]["restartCount"]) == ("Running", 0)
 
 
 def test_down_leaves_nothing_but_what_should_not_be_made_twice(inhabited: Island) -> None:
