@@ -8,6 +8,7 @@ import sys
 from multimodal_api import wire
 from multimodal_api.errors import ProductError
 from multimodal_api.families import IMPLEMENTED_FAMILIES, Family
+from multimodal_api.reasons import Reason
 from multimodal_client.client import DEFAULT_TIMEOUT, Client
 
 QUERY_MAX_OUTPUT_LEN = 128
@@ -44,8 +45,15 @@ def _query(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from multimodal_client import kube, status  # noqa: PLC0415 -- the Kubernetes client takes a second to import
-
+    try:
+        from multimodal_client import kube, status  # noqa: PLC0415 -- the Kubernetes client takes a second to import
+    except ModuleNotFoundError as error:
+        raise ProductError(
+            Reason.BACKEND_UNAVAILABLE,
+            at="mmd status",
+            problem=f"the Python package {error.name!r} is not installed here",
+            remedy="install multimodal-operator[client]; `mmd query` works without it",
+        ) from error
     namespace = None if arguments.all_namespaces else arguments.namespace or kube.namespace_of_context()
     resources = kube.list_resources(namespace, arguments.name)
     if not resources:

@@ -137,9 +137,8 @@ def make_model(model_dir: Path, *, seed: int = 0) -> None:
     (model_dir / RECIPE_NAME).write_text(RECIPE.model_dump_json(by_alias=True))
 
 
-def make_engine(store: Path, **size_changes: int) -> Path:
-    """Write an engine into a store and give its folder."""
-    inputs = BuildInputs(
+def build_inputs(**size_changes: int) -> BuildInputs:
+    return BuildInputs(
         family=Family.NEVA,
         llm_type=LlmType.LLAMA,
         visual_checkpoint=SourceIdentity(kind="pvc", location="claim", path="tiny.nemo"),
@@ -148,6 +147,11 @@ def make_engine(store: Path, **size_changes: int) -> Path:
         backend=Backend.TORCH,
         limits=limits(**size_changes),
     )
+
+
+def make_engine(store: Path, **size_changes: int) -> Path:
+    """Write an engine into a store and give its folder."""
+    inputs = build_inputs(**size_changes)
     engine = store / inputs.key()
     make_model(engine / MODEL_DIR)
     write_manifest(engine, inputs)

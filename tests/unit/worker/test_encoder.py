@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multimodal_worker.device import DeviceThread
+from multimodal_worker.encoder import BatchedEncoder, MediaCache
+
+
+class Sums:
+    """Gives each frame's sum as one row of width 2; counts what it is given, and can be held."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.may_go = threading.Event()
+        self.may_go.set()
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert self.may_go.wait(10)
+        self.batches.append(len(pixels))
+        if torch.isnan(pixels).any():
+            raise ValueError("not a number")
+        return pixels.sum((1, 2, 3))[:, None, None].repeat(1, 1, 2)
+
+
+def medium(*values: float) -> torch.Tensor:
+    return torch.stack([torch.full((3, 2, 2), value) for value in values])
+
+
+def batched(encoder: Sums, *, max_batch: int = 4, max_bytes: int = 10**6) -> BatchedEncoder:
+    return BatchedEncoder(encoder, DeviceThread(), max_batch=max_batch, cache=MediaCache(max_bytes))
+
+
+async def test_each_request_gets_the_rows_of_its_own_frames() -> None:
+    encoder = batched(Sums(), max_batch=3)
+    media = [medium(*(10 * request + frame for frame in range(1 + request % 4))) for request in range(12)]
+    results = await asyncio.gather(*map(encoder.encode, media))
+    for given_frames, rows in zip(media, results, strict=True):
+        assert torch.equal(rows, given_frames.sum((1, 2, 3))[:, None].repeat(1, 2))
+
+
+async def test_frames_that_wait_together_are_encoded_together() -> None:
+    sums = Sums()
+    sums.may_go.clear()
+    encoder = batched(sums, max_batch=4)
+    tasks = [asyncio.create_task(encoder.encode(medium(value))) for value in range(9)]
+    await asyncio.sleep(0.05)
+    sums.may_go.set()
+    await asyncio.gather(*tasks)
+    assert sum(sums.batches) == 9
+    assert max(sums.batches) == 4
+    assert len(sums.batches) <= 4
+
+
+async def test_equal_content_is_encoded_once_whoever_sends_it() -> None:
+    sums = Sums()
+    encoder = batched(sums)
+    await asyncio.gather(*(encoder.encode(medium(7)) for _ in range(5)))
+    await encoder.encode(medium(7))
+    assert sum(sums.batches) == 1
+    assert encoder.cache.hits == 1
+
+
+async def test_frames_of_different_sizes_are_never_one_batch() -> None:
+    sums = Sums()
+    sums.may_go.clear()
+    encoder = batched(sums)
+    tasks = [asyncio.create_task(encoder.encode(torch.ones(1, 3, size, size))) for size in (2, 3, 2, 4)]
+    await asyncio.sleep(0.05)
+    sums.may_go.set()
+    assert [float(rows[0, 0]) for rows in await asyncio.gather(*tasks)] == [12, 27, 12, 48]
+
+
+async def test_one_who_goes_away_leaves_the_result_to_the_others() -> None:
+    sums = Sums()
+    sums.may_go.clear()
+    encoder = batched(sums)
+    leaving, staying = (asyncio.create_task(encoder.encode(medium(3))) for _ in range(2))
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    sums.may_go.set()
+    assert float((await staying)[0, 0]) == 36
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+
+
+async def test_an_error_reaches_all_who_wait_and_nobody_else() -> None:
+    encoder = batched(Sums(), max_batch=1)
+    bad, good = medium(float("nan")), medium(1)
+    results = await asyncio.gather(*map(encoder.encode, (bad, good, bad)), return_exceptions=True)
+    assert isinstance(results[0], ValueError)
+    assert isinstance(results[1], torch.Tensor)
+    assert isinstance(results[2], ValueError)
+    assert torch.equal(await encoder.encode(good), torch.full((1, 2), 12.0))
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6)), max_size=60))
+def test_the_cache_stays_in_its_bound_and_keeps_what_was_used_last(uses: list[tuple[int, int]]) -> None:
+    cache = MediaCache(max_bytes=4 * 10)
+    sizes: dict[int, int] = {}
+    for name, size in uses:
+        key = name.to_bytes(1, "big")
+        if cache.get(key) is None:
+            cache.put(key, torch.zeros(sizes.setdefault(name, size)))
+        assert cache.get(key) is not None
+        assert cache.bytes <= 40
+        assert cache.bytes == sum(rows.nbytes for rows in cache._rows.values())
+
+
+def test_what_is_larger_than_the_cache_is_not_kept() -> None:
+    cache = MediaCache(max_bytes=10)
+    cache.put(b"small", torch.zeros(1))
+    cache.put(b"large", torch.zeros(100))
+    assert cache.get(b"small") is not None
+    assert cache.get(b"large") is None
