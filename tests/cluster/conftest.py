@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from multimodal_api import labels
+from support.platform import attempt, kubectl
+from support.product import Resource, dump, install_operator, make_namespace, uninstall_operator
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,3 +23,35 @@ def _cluster_environment() -> None:
     script = f'eval "$({sys.executable} {ROOT / "cluster"} env)" && env -0'
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, timeout=60)
     os.environ.update(pair.split("=", 1) for pair in done.stdout.split("\0") if pair)
+
+
+@pytest.fixture(name="namespace", scope="session")
+def _product_namespace() -> Iterator[str]:
+    """Give a namespace with the tiny checkpoint and an operator of its own, from the chart.
+
+    Tests share it and name their resources differently.
+    """
+    name = f"product-{os.getpid()}"
+    make_namespace(name)
+    install_operator(name)
+    yield name
+    attempt("delete", labels.SHORT_NAME, "-n", name, "--all", "--timeout=120s", seconds=130)
+    uninstall_operator(name)
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(name="resource")
+def _resource(namespace: str, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Resource]]:
+    """Give a maker of resources that are gone when the test is over, with all about them if it failed."""
+    made: list[Resource] = []
+
+    def make(name: str) -> Resource:
+        made.append(Resource(namespace, name))
+        return made[-1]
+
+    failed = request.session.testsfailed
+    yield make
+    if request.session.testsfailed > failed:
+        print(dump(namespace))  # noqa: T201 -- pytest shows it with the failure
+    for one in made:
+        one.delete()
