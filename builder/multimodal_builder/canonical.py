@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from multimodal_builder.casts import STORED, cast
-from multimodal_builder.checkpoints.tensors import TensorInfo, raw
+from multimodal_builder.casts import STORED
+from multimodal_builder.checkpoints.tensors import raw
 from multimodal_builder.files import FileLog, sync_tree
 from multimodal_builder.safetensors_writer import write_weights
 from multimodal_recipes.recipe import PROJECTOR_DIR, RECIPE_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from multimodal_api.engine import Dtype, EngineFile
@@ -67,22 +67,13 @@ def _write_component(
     on_bytes: Callable[[int], None],
 ) -> None:
     stored = STORED[dtype] if dtype else None
-    tensors = [
-        (name, TensorInfo(stored or info.dtype, info.shape))
-        for step in component.mapped.steps
-        for name, info in step.targets
-    ]
 
-    def values() -> Iterator[Array]:
-        for step in component.mapped.steps:
-            array = component.source.read(step.source)
-            digest.update(step.source.encode())
-            digest.update(raw(array))
-            on_bytes(array.nbytes)
-            for (_, info), part in zip(step.targets, step.rule.apply(array), strict=True):
-                yield cast(part, source=info.dtype, target=stored or info.dtype)
+    def on_read(name: str, array: Array) -> None:
+        digest.update(name.encode())
+        digest.update(raw(array))
+        on_bytes(array.nbytes)
 
-    write_weights(folder, tensors, values(), log)
+    write_weights(folder, component.tensors(stored), component.values(stored, on_read), log)
     for name, content in component.files.items():
         log.write(folder / name, _typed(name, content, component, stored))
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from multimodal_builder.casts import cast
+from multimodal_builder.checkpoints.tensors import TensorInfo
 from multimodal_builder.llama_config import JsonObject, generation_config, llama_config
 from multimodal_builder.mappings import clip, llama, projector
 from multimodal_builder.mappings.base import Mapped, interpret
 from multimodal_recipes.recipe import LLM_DIR, PROJECTOR_DIR, VISION_DIR, ProjectorConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from multimodal_builder.checkpoints.nemo import NemoCheckpoint
-    from multimodal_builder.checkpoints.tensors import TensorInfo, TensorSource
+    from multimodal_builder.checkpoints.tensors import Array, TensorSource
     from multimodal_builder.mappings.llama import LlamaShape
     from multimodal_builder.tokenizer import ConvertedTokenizer
     from multimodal_builder.towers import Tower
@@ -29,6 +31,19 @@ class Component:
     mapped: Mapped
     files: Mapping[str, JsonObject | bytes]
     """Beside the weights; objects are written as JSON."""
+
+    def tensors(self, dtype: str | None) -> list[tuple[str, TensorInfo]]:
+        """List what is written, in the order of `values`; `dtype` None keeps the type of each."""
+        targets = (target for step in self.mapped.steps for target in step.targets)
+        return [(name, TensorInfo(dtype or info.dtype, info.shape)) for name, info in targets]
+
+    def values(self, dtype: str | None, on_read: Callable[[str, Array], None]) -> Iterator[Array]:
+        """Read, convert and give one tensor after the other; each source tensor is shown to `on_read` once."""
+        for step in self.mapped.steps:
+            array = self.source.read(step.source)
+            on_read(step.source, array)
+            for (_, info), part in zip(step.targets, step.rule.apply(array), strict=True):
+                yield cast(part, source=info.dtype, target=dtype or info.dtype)
 
     @property
     def dtype(self) -> str:

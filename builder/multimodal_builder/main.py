@@ -30,6 +30,7 @@ from multimodal_api.logs import FIELDS, configure
 from multimodal_api.reasons import Reason
 from multimodal_builder.canonical import write_canonical
 from multimodal_builder.inspection import inspect
+from multimodal_builder.llava import write_llava
 from multimodal_builder.progress import Tracker, serve_progress
 from multimodal_builder.stages import BuildRequest, run_build
 from multimodal_builder.store import Store
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(converting)
     converting.add_argument("out", type=Path, help="folder to make; must not exist")
     converting.add_argument("--dtype", type=Dtype, choices=list(Dtype), help="of all weights; default: as they are")
+    converting.add_argument("--layout", choices=["llava"], help="also write OUT/llava, one model for transformers")
     converting.set_defaults(run=_convert)
 
     building = commands.add_parser("build", help="make an engine in a store, as the build Job does")
@@ -128,6 +130,8 @@ def _convert(arguments: argparse.Namespace) -> ExitCode:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             write_canonical(plan, partial, root=partial, dtype=arguments.dtype, on_bytes=lambda _: None)
+            if arguments.layout:
+                write_llava(plan, partial / arguments.layout, dtype=arguments.dtype)
             partial.rename(out)
         except ProductError as error:
             shutil.rmtree(partial, ignore_errors=True)

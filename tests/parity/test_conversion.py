@@ -26,7 +26,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from multimodal_api.build import Outcome
+from multimodal_api.build import ExitCode, Outcome
 from multimodal_api.engine import MODEL_DIR, Backend, BuildInputs, Dtype, Limits, SourceIdentity
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family, LlmType
@@ -34,6 +34,7 @@ from multimodal_api.reasons import Reason
 from multimodal_builder import llama_config
 from multimodal_builder.canonical import write_canonical
 from multimodal_builder.inspection import inspect
+from multimodal_builder.main import main
 from multimodal_builder.mappings.base import SplitGated, SplitQkv
 from multimodal_builder.progress import Tracker
 from multimodal_builder.stages import BuildRequest, run_build
@@ -194,8 +195,8 @@ class Question:
 def ask() -> Question:
     rng = np.random.default_rng(3)
     pixels = torch.from_numpy(rng.standard_normal((1, 3, tiny.CROP, tiny.CROP), dtype=np.float32))
-    # Ids from 0 on, except the one that transformers takes for a picture; long enough to turn the rotary angles far.
-    ids = rng.integers(4, VOCAB, 400)
+    # Id 0, and ids that transformers takes for no picture; long enough to turn the rotary angles far.
+    ids = rng.integers(20, VOCAB, 400)
     return Question((0, *ids[:10].tolist(), 0), tuple(ids[10:].tolist()), pixels)
 
 
@@ -452,3 +453,23 @@ def test_an_engine_that_does_not_compute_is_not_published(tmp_path: Path) -> Non
         run_build(request, store, Tracker())
     assert caught.value.failure.reason is Reason.VERIFICATION_FAILED
     assert store.find(request.key) is None
+
+
+@pytest.mark.parametrize("name", ["grouped", "every head its own, classic", "class token kept", "tied"])
+def test_the_merged_folder_is_transformers_llava(tmp_path: Path, name: str) -> None:
+    sizes = MODELS[name]
+    reference = make_reference(sizes)
+    path = write_checkpoint(tmp_path, reference, sizes)
+    assert main(["convert", str(path), str(tmp_path / "out"), "--layout", "llava"]) == ExitCode.OK
+    merged, info = LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "out" / "llava", output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(info.values()), info
+    question = ask()
+    image_id = merged.config.image_token_index
+    ids = torch.tensor([[*question.before, *[image_id] * sizes.media, *question.after]])
+    ours = ids != image_id  # the id that stands for a picture is another one: compare where text stands
+    with torch.inference_mode():
+        found = merged.eval()(input_ids=ids, pixel_values=question.pixels).logits[..., :VOCAB]
+        wanted = reference(input_ids=reference_ids(question, sizes), pixel_values=question.pixels).logits
+    assert float((found[ours] - wanted[ours]).abs().max()) <= TOLERANCE

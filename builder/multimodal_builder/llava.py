@@ -1,0 +1,100 @@
+"""The merged form: one `LlavaForConditionalGeneration` folder, where transformers can hold the model."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+
+from multimodal_api.errors import ProductError
+from multimodal_api.reasons import Reason
+from multimodal_builder.canonical import TORCH_DTYPES
+from multimodal_builder.casts import STORED
+from multimodal_builder.files import FileLog, sync_tree
+from multimodal_builder.safetensors_writer import write_weights
+from multimodal_builder.tokenizer import MEDIA_PATCH
+from multimodal_recipes.recipe import LLM_DIR, PROJECTOR_DIR, VISION_DIR, FeatureSelect, ProjectorConfig
+from multimodal_recipes.tokenizer import TOKENIZER_NAME
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from multimodal_api.engine import Dtype
+    from multimodal_builder.components import Component
+    from multimodal_builder.plan import Plan
+
+PREFIXES: Final = {
+    (LLM_DIR, ""): "language_model.",
+    (VISION_DIR, ""): "vision_tower.",
+    (PROJECTOR_DIR, "mm_projector.0."): "multi_modal_projector.linear_1.",
+    (PROJECTOR_DIR, "mm_projector.2."): "multi_modal_projector.linear_2.",
+}
+"""What stands in front of a component's names, in place of what."""
+
+_STRATEGY: Final = {FeatureSelect.PATCH: "default", FeatureSelect.CLS_PATCH: "full"}
+
+
+def write_llava(plan: Plan, folder: Path, *, dtype: Dtype | None) -> None:
+    """Write the model once more, merged.
+
+    Args:
+        plan: From headers.
+        folder: Where to; must not exist.
+        dtype: Type of all weights; None keeps each as it is.
+
+    Raises:
+        ProductError: transformers' LLaVA has no place for this projector or selection of tokens.
+    """
+    parts = {component.folder: component for component in plan.components}
+    _check(plan, ProjectorConfig.model_validate(parts[PROJECTOR_DIR].files["config.json"]))
+    stored = STORED[dtype] if dtype else None
+    tensors = [
+        (_rename(component.folder, name), info)
+        for component in plan.components
+        for name, info in component.tensors(stored)
+    ]
+    values = chain.from_iterable(component.values(stored, lambda *_: None) for component in plan.components)
+    log = FileLog(folder)
+    write_weights(folder, tensors, values, log)
+    config = _config(plan, parts, dtype=TORCH_DTYPES[stored or parts[LLM_DIR].dtype])
+    files = {**parts[VISION_DIR].files, **parts[LLM_DIR].files, "config.json": config}
+    for name, content in files.items():
+        log.write(folder / name, content)
+    sync_tree(folder)
+
+
+def _check(plan: Plan, projector: ProjectorConfig) -> None:
+    vision = plan.recipe.vision
+    dropped = vision.class_token_length
+    whole = vision.select_feature is FeatureSelect.CLS_PATCH
+    if projector.kind != "mlp2x_gelu" or not (whole or dropped == 1):
+        raise ProductError(
+            Reason.UNSUPPORTED_MODEL,
+            at="--layout llava",
+            problem=f"transformers' LLaVA cannot hold a projector {projector.kind} with {dropped} class tokens",
+            remedy="leave the option out: the canonical folder holds everything",
+        )
+
+
+def _rename(folder: str, name: str) -> str:
+    old, new = next((old, new) for (part, old), new in PREFIXES.items() if part == folder and name.startswith(old))
+    return new + name.removeprefix(old)
+
+
+def _config(plan: Plan, parts: dict[str, Component], *, dtype: str) -> dict[str, Any]:
+    text, vision = (parts[folder].files["config.json"] for folder in (LLM_DIR, VISION_DIR))
+    tokenizer = parts[LLM_DIR].files[TOKENIZER_NAME]
+    added = json.loads(tokenizer if isinstance(tokenizer, bytes) else b"{}")["added_tokens"]
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": next(token["id"] for token in added if token["content"] == MEDIA_PATCH),
+        "image_seq_length": plan.recipe.vision.tokens_per_image,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": plan.recipe.vision.select_layer,
+        "vision_feature_select_strategy": _STRATEGY[plan.recipe.vision.select_feature],
+        "text_config": text,
+        "vision_config": vision,
+        "tie_word_embeddings": plan.llama.tied,
+        "torch_dtype": dtype,
+    }
