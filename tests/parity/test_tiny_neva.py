@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import nemo_writer
 from tiny.neva import evaluate
+from tiny.neva.config import model_config
 from tiny.neva.model import AFTER_MEDIA, BEFORE_MEDIA, PATCHES, VOCAB, Prompter
 from tiny.pictures import Question, scenes
 from torch import Tensor
@@ -309,6 +310,16 @@ def test_fc1_is_stored_in_two_chunks_per_layer(tmp_path: Path) -> None:
         (layer, half * rows // 2, 0) for layer in range(layers) for half in range(2)
     ]
     assert {tuple(chunk.sizes) for chunk in stored.chunks} == {(1, rows // 2, hidden)}
+
+
+@pytest.mark.parametrize("kind", [True, False], ids=["distributed", "classic"])
+def test_the_same_model_gives_the_same_archive(*, kind: bool, tmp_path: Path) -> None:
+    state = {"model.decoder.layers.mlp.linear_fc1.weight": torch.randn(2, 8, 4), "model.final": torch.randn(3)}
+    for name in ("one", "other"):
+        nemo_writer.write_archive(
+            tmp_path / name, config=model_config(distributed=kind), tokenizer=b"pieces", state=state, distributed=kind
+        )
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
 @pytest.mark.train
