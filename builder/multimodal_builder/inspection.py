@@ -80,6 +80,7 @@ def inspect(
     plan, problems = make_plan(checkpoint, family, llm_type)
     if plan is None:
         return _report(path, family, llm_type, problems), None, opened
+    opened.callback(plan.tower.folder.close)
     vision = plan.recipe.vision
     if limits is not None:
         problems += checks.check_limits(

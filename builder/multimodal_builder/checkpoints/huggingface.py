@@ -135,14 +135,14 @@ class SafetensorsSource:
 def find_folder(named: str, checkpoint: Path, *, key: str) -> HuggingFaceFolder:
     """Find the folder that a configuration value means, on the volume that the checkpoint lies on.
 
-    Tried in order: the path as it is, the path from the checkpoint's folder, the last part of it in the checkpoint's
-    folder (archives carry paths of the machine that trained them).
+    Tried in order: the path (an absolute one as it is, a relative one from the checkpoint's folder), then its last part
+    in the checkpoint's folder: archives carry hub names, and paths of the machine that trained them.
 
     Raises:
         ProductError: none of these is a model's folder.
     """
     beside = checkpoint.parent
-    candidates = (Path(named), beside / named, beside / Path(named).name)
+    candidates = (beside / named, beside / Path(named).name)  # an absolute path stays what it is
     for candidate in candidates:
         if (candidate / CONFIG_NAME).is_file():
             return HuggingFaceFolder(candidate)

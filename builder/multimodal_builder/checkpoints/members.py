@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
@@ -57,7 +56,7 @@ class DirectoryMembers:
     def __init__(self, root: Path) -> None:
         self.at = root.name
         self._root = root
-        self._open = ExitStack()
+        self._open: dict[str, ByteFile] = {}
         self._names = frozenset(self._walk(root))
 
     def names(self) -> Collection[str]:
@@ -69,12 +68,15 @@ class DirectoryMembers:
         at = f"{self.at}: {name}"
         if name not in self._names:
             raise unreadable(at, "the file is missing")
-        descriptor = os.open(self._root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        return self._open.enter_context(ByteFile(descriptor, at)).window(at)
+        if name not in self._open:
+            descriptor = os.open(self._root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._open[name] = ByteFile(descriptor, at)
+        return self._open[name].window(at)
 
     def close(self) -> None:
         """Close what is open."""
-        self._open.close()
+        while self._open:
+            self._open.popitem()[1].close()
 
     def _walk(self, root: Path) -> list[str]:
         found: list[str] = []

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import struct
+import sys
 import zipfile
 from contextlib import suppress
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +20,9 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import _StoragePrefix
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from multimodal_api.engine import Dtype
 from multimodal_api.errors import ProductError
@@ -168,6 +174,32 @@ def test_a_distributed_checkpoint_is_what_torch_reads(tmp_path: Path) -> None:
         else:
             layered[name] = tensor
     same(open_distributed(folder), layered)
+
+
+def test_megatrons_index_with_its_plans_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron-core subclasses torch's metadata, and some of its versions keep the plan of the save in it."""
+    folder = unpacked(tmp_path)
+    before = open_distributed(folder).infos()
+    plain = pickle.loads((folder / ".metadata").read_bytes())  # noqa: S301 (our own file)
+    module = ModuleType("megatron.core.dist_checkpointing.strategies.torch")
+
+    def made_there(name: str, *bases: type) -> type:
+        made = type(name, bases, {"__module__": module.__name__})
+        setattr(module, name, made)
+        return made
+
+    parts = module.__name__.split(".")
+    for count in range(1, len(parts)):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:count]), ModuleType(".".join(parts[:count])))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    index = MetadataIndex("w", torch.Size([0, 0]))
+    chunk = ChunkStorageMetadata(torch.Size([0, 0]), torch.Size([1, 1]))
+    data = TensorWriteData(chunk, TensorProperties.create_from_tensor(torch.ones(1, 1)), torch.Size([1, 1]))
+    plan = made_there("MCoreSavePlan", SavePlan)([WriteItem(index, WriteItemType.SHARD, data)], _StoragePrefix("__0_"))
+    metadata = made_there("MCoreMetadata", Metadata).__new__(module.MCoreMetadata)
+    metadata.__dict__ |= vars(plain) | {"mcore_data": {"w": {"shape": (1, 1)}}, "all_local_plans": [plan]}
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    assert open_distributed(folder).infos() == before
 
 
 @pytest.mark.parametrize(
