@@ -57,7 +57,8 @@ def _install(venv: Path, paths: Paths) -> None:
     if not (venv / "bin" / "python").exists():
         make = [program, "venv", "--clear", "--no-python-downloads", "--python", sys.executable, str(venv)]
         run("venv", make, seconds=60, remedy="run with Python 3.11", environment=uv.environment())
-    pip("sync", "--require-hashes", str(LOCK))
+    # Tests start many processes: none of them should compile torch again, where Python may not write what it compiled.
+    pip("sync", "--require-hashes", "--compile-bytecode", str(LOCK))
     # hatchling is in the lock: with isolation it would come unpinned.
     pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
 
