@@ -51,7 +51,7 @@ lint: venv ## format, lint, types, layers, and that generated files are current
 
 .PHONY: test-unit
 test-unit: venv ## the fast tests: no torch model, no Triton, no cluster
-	$(VENV)/bin/pytest -m "not (parity or triton or cluster or train)"
+	$(VENV)/bin/pytest --numprocesses auto -m "not (parity or triton or cluster or train)"
 
 .PHONY: test
 test: lint test-unit images ## everything that CI runs: lint, fast tests, Hugging Face, Triton, Kubernetes
