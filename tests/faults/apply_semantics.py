@@ -18,6 +18,8 @@ KEYS = {
     "conditions": ("type",),
     "imagePullSecrets": ("name",),
 }
+# Maps that have one owner as a whole.
+ATOMIC = {"selector"}
 PORT_KEYS = {"spec": ("port", "protocol"), "containers": ("containerPort", "protocol")}
 
 
@@ -31,7 +33,7 @@ def keys_of(path: Path) -> tuple[str, ...] | None:
 
 def leaves(value: Any, path: Path = ()) -> dict[Path, Any]:
     """Flatten to leaf paths; items of keyed lists are addressed by a tuple of their keys."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and value and not (path and path[-1] in ATOMIC):
         found: dict[Path, Any] = {}
         for key, item in value.items():
             found |= leaves(item, (*path, key))
@@ -62,7 +64,7 @@ def read(obj: Any, path: Path) -> Any:
 
 def merge(live: Any, applied: Any, path: Path = ()) -> Any:
     """Put the applied fields over the live ones."""
-    if isinstance(applied, dict) and isinstance(live, dict):
+    if isinstance(applied, dict) and isinstance(live, dict) and not (path and path[-1] in ATOMIC):
         merged = dict(live)
         for key, value in applied.items():
             merged[key] = merge(live.get(key), value, (*path, key))

@@ -201,6 +201,7 @@ class FakeApi:
             if "deletionTimestamp" not in live["metadata"]:
                 obj = clone(live)
                 obj["metadata"]["deletionTimestamp"] = self._stamp()
+                obj["metadata"]["generation"] += 1
                 self._store(address, obj, "MODIFIED")
         else:
             self._gone(address)
@@ -263,9 +264,7 @@ class FakeApi:
     def _change(self, address: Address, live: Json, obj: Json) -> Json:
         if obj == live:
             return clone(live)  # no change, no new version, no event
-        if obj.get("spec") != live.get("spec") or (
-            "deletionTimestamp" in obj["metadata"] and "deletionTimestamp" not in live["metadata"]
-        ):
+        if obj.get("spec") != live.get("spec"):
             obj["metadata"]["generation"] = live["metadata"]["generation"] + 1
         if "deletionTimestamp" in obj["metadata"] and not obj["metadata"].get("finalizers"):
             self.objects[address] = obj
