@@ -27,6 +27,7 @@ BOUNDS: Final[dict[str, dict[str, Any]]] = {
     "images.pullSecrets": {"items": NAME},
     "logLevel": {"enum": ["debug", "info", "warning", "error"]},
     "test.httpPort": {"minimum": 1, "maximum": 65535},
+    "test.maxOutputLen": {"minimum": 1},
     "test.picture": {"contentEncoding": "base64"},
     "tolerations": {"items": {"type": "object"}},
     "watch.namespaces": {"items": NAME, "uniqueItems": True},

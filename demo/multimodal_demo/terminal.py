@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-EDGE: Final = 16
-"""Columns, and pixels of each edge."""
+COLUMNS: Final = 20
 UPPER: Final = "▀"
 RESET: Final = "\x1b[0m"
 
@@ -23,17 +22,18 @@ def shows_colours() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def picture(file: Path, edge: int = EDGE) -> list[str]:
-    """Draw a picture as lines of text."""
+def picture(file: Path, columns: int = COLUMNS) -> list[str]:
+    """Draw a picture as lines of text: a pixel per column, two per line."""
     with Image.open(file) as opened:
-        small = opened.convert("RGB").resize((edge, edge), Image.Resampling.BOX)
-    pixels = [small.crop((0, row, edge, row + 1)).tobytes() for row in range(edge)]
-    return [_line(upper, lower) for upper, lower in zip(pixels[::2], pixels[1::2], strict=True)]
+        lines = max(1, round(columns * opened.height / opened.width / 2))
+        small = opened.convert("RGB").resize((columns, 2 * lines), Image.Resampling.BOX)
+    rows = [small.crop((0, row, columns, row + 1)).tobytes() for row in range(2 * lines)]
+    return [_line(upper, lower) for upper, lower in zip(rows[::2], rows[1::2], strict=True)]
 
 
 def beside(left: Sequence[str], right: Sequence[str]) -> str:
     """Set lines of text beside a picture, in its middle."""
-    above = (len(left) - len(right)) // 2
+    above = max(0, (len(left) - len(right)) // 2)
     rows = [(line, right[row - above] if 0 <= row - above < len(right) else "") for row, line in enumerate(left)]
     return "\n".join(f"{line}  {text}" for line, text in rows)
 

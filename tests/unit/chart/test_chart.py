@@ -169,6 +169,7 @@ def test_the_question_goes_to_the_named_deployment() -> None:
     assert variables == {
         "URL": "http://neva.models:9000",
         "MODEL": "llava",
+        "MAX_OUTPUT_LEN": "16",
         "QUESTION": "What is in the picture?",
         "ANSWER": "a cat",
     }

@@ -36,8 +36,15 @@ def red_above_blue(tmp_path: Path) -> Path:
 
 def test_a_picture_is_drawn_in_its_colours(red_above_blue: Path) -> None:
     """Two rows of pixels are one line: here a red one above a blue one."""
-    assert terminal.picture(red_above_blue, edge=2) == ["\x1b[38;2;255;0;0;48;2;0;0;255m▀" * 2 + "\x1b[0m"]
-    assert len(terminal.picture(red_above_blue)) == terminal.EDGE // 2
+    assert terminal.picture(red_above_blue, columns=2) == ["\x1b[38;2;255;0;0;48;2;0;0;255m▀" * 2 + "\x1b[0m"]
+
+
+@pytest.mark.parametrize(("width", "height", "lines"), [(8, 8, 5), (8, 16, 10), (16, 8, 2), (100, 1, 1)])
+def test_a_picture_keeps_its_shape(width: int, height: int, lines: int, tmp_path: Path) -> None:
+    """A line is two pixels high."""
+    file = tmp_path / "picture.png"
+    Image.new("RGB", (width, height)).save(file)
+    assert len(terminal.picture(file, columns=10)) == lines
 
 
 def test_words_stand_beside_the_middle_of_a_picture() -> None:
