@@ -104,11 +104,17 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
     from multimodal_server.answers import Responder  # noqa: PLC0415
     from multimodal_server.engine import open_engine  # noqa: PLC0415
     from multimodal_server.metrics import Metrics, MetricsServer  # noqa: PLC0415
-    from multimodal_server.triton import Addresses, Triton, free_port  # noqa: PLC0415
+    from multimodal_server.triton import Addresses, Triton, check_port, free_port  # noqa: PLC0415
 
     clock = _Clock()
     clock.note("imports")
     engine = open_engine(settings.engine)
+    for name, port in (
+        ("http-port", settings.http_port),
+        ("grpc-port", settings.grpc_port),
+        ("metrics-port", settings.metrics_port),
+    ):
+        check_port(settings.http_address, port, name=name)
     metrics = Metrics()
     addresses = Addresses(settings.http_address, settings.http_port, settings.grpc_port, free_port())
     page = MetricsServer(

@@ -249,6 +249,26 @@ def free_port() -> int:
         return port
 
 
+def check_port(host: str, port: int, *, name: str) -> None:
+    """Refuse a port that cannot be listened on: Triton's own words for it are hard to find.
+
+    Raises:
+        ProductError: it is taken, or not ours to take.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ProductError(
+                Reason.SERVER_FAILED,
+                at=f"--{name}",
+                problem=f"cannot listen on {host} port {port}: {error.strerror}",
+                remedy="choose a port above 1023 that nothing else in the pod uses (spec.triton)",
+            ) from None
+
+
 def _clear(workspace: Path) -> None:
     """Remove PyTriton's files, and the shared memory of a process of this number."""
     shutil.rmtree(workspace, ignore_errors=True)

@@ -1,0 +1,156 @@
+"""How a server starts and ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from multimodal_api.errors import ProductError
+from multimodal_api.reasons import Reason
+from tests.support.tiny_engine import build_inputs, write_manifest
+from tests.triton.conftest import END_SECONDS, Server, picture, ready
+
+pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]
+
+TEXT = "what is in this image?"
+
+
+class Asking(threading.Thread):
+    """One long question, asked from another thread."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        super().__init__(daemon=True)
+        self._server, self._seed = server, seed
+        self.answer: str | None = None
+        self.error: ProductError | None = None
+
+    def run(self) -> None:
+        try:
+            # A random model's greedy answer could end at once; a hot one goes on.
+            self.answer = self._server.client.query(
+                TEXT, picture(self._seed), max_output_len=200, top_k=0, top_p=1.0, temperature=5.0
+            )[0]
+        except ProductError as error:
+            self.error = error
+
+
+def wait_until_all_run(server: Server, threads: list[Asking]) -> None:
+    for thread in threads:
+        thread.start()
+    ends = time.monotonic() + END_SECONDS
+    while "\nmultimodal_running_requests 2" not in server_page(server):
+        assert time.monotonic() < ends, "the requests did not start"
+
+
+def server_page(server: Server) -> str:
+    with urllib.request.urlopen(server.metrics, timeout=30) as response:  # noqa: S310 -- our own server
+        page: str = response.read().decode()
+        return page
+
+
+def test_a_stop_finishes_what_was_accepted_and_exits_0(start: Callable[[Path], Server], engine: Path) -> None:
+    server = ready(start(engine))
+    threads = [Asking(server, seed) for seed in range(4)]  # two run, two wait in Triton
+    wait_until_all_run(server, threads)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    with pytest.raises(ProductError):
+        server.client.query(TEXT, picture(9))
+    assert server.process.wait(END_SECONDS) == 0
+    for thread in threads:
+        thread.join(END_SECONDS)
+    assert [thread.error for thread in threads] == [None] * len(threads)
+    assert all(thread.answer for thread in threads)
+    assert server.last_words == ""
+    assert '"message": "stopped"' in server.log
+
+
+def test_the_worker_s_death_is_the_server_s(start: Callable[[Path], Server], engine: Path) -> None:
+    server = ready(start(engine))
+    threads = [Asking(server, seed) for seed in range(2)]
+    wait_until_all_run(server, threads)
+    os.kill(server.worker(), signal.SIGKILL)
+    assert server.process.wait(END_SECONDS) == 1
+    failure = json.loads(server.last_words)
+    assert failure["reason"] == Reason.SERVER_FAILED
+    assert "SIGKILL" in failure["problem"]
+    assert "memory" in failure["remedy"]
+    assert "SIGKILL" in server.log
+    for thread in threads:
+        thread.join(END_SECONDS)
+        assert thread.answer is None
+        assert thread.error is not None
+
+
+def test_a_stop_while_the_engine_loads_exits_0(start: Callable[[Path], Server], engine: Path) -> None:
+    server = start(engine)
+    time.sleep(1.5)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(END_SECONDS) == 0
+
+
+def damaged(engine: Path, tmp_path: Path, change: Callable[[Path], None]) -> Path:
+    copy = tmp_path / "engine"
+    shutil.copytree(engine, copy)
+    change(copy)
+    return copy
+
+
+def without_weights(copy: Path) -> None:
+    """The manifest is right, the weights of one tensor are not those of the model."""
+    path = copy / "model/projector/model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"mm_projector.0.weight": torch.zeros(3, 3)}, path)
+    write_manifest(copy, build_inputs())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "words"),
+    [
+        (lambda copy: (copy / "manifest.json").unlink(), Reason.ENGINE_NOT_FOUND, ["manifest.json"]),
+        (lambda copy: (copy / "model/llm/config.json").write_text("{}"), Reason.ENGINE_CORRUPT, ["config.json"]),
+        (without_weights, Reason.ENGINE_CORRUPT, ["mm_projector.0.weight", "3"]),
+    ],
+    ids=["no manifest", "changed file", "wrong weights"],
+)
+def test_an_engine_that_cannot_be_served_ends_the_server_with_the_reason(
+    start: Callable[[Path], Server],
+    engine: Path,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    reason: Reason,
+    words: list[str],
+) -> None:
+    server = start(damaged(engine, tmp_path, change))
+    assert server.process.wait(END_SECONDS) == 1
+    failure = json.loads(server.last_words)
+    assert failure["reason"] == reason
+    assert all(word in failure["at"] + failure["problem"] for word in words), failure
+
+
+def test_a_port_that_is_taken_is_named(start: Callable[[Path], Server], engine: Path, server: Server) -> None:
+    second = start(engine)
+    second.process.kill()
+    second.process.wait(END_SECONDS)
+    arguments = list(second.process.args)  # type: ignore[arg-type]
+    arguments[arguments.index("--http-port") + 1] = server.http.split(":")[1]
+    with (second.folder / "log").open("wb") as log:
+        again = subprocess.run(
+            arguments, stdout=log, stderr=log, timeout=END_SECONDS, check=False, env=second.environment
+        )
+    assert again.returncode == 1
+    failure = json.loads(second.last_words)
+    assert failure["at"] == "--http-port"
+    assert server.http.split(":")[1] in failure["problem"]
