@@ -23,6 +23,7 @@ from torch.distributed.checkpoint import planner as dcp_planner
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
 
 PROJECTOR: Final = "model.embedding.word_embeddings.adapter_layer.mm_projector_adapter.mm_projector."
 TOWER: Final = "model.embedding.word_embeddings.vision_encoder."
@@ -201,11 +202,18 @@ def _chunks(name: str, tensor: Tensor) -> list[dcp_metadata.ChunkStorageMetadata
     ]
 
 
-class _PlacelessWriter(FileSystemWriter):
-    """torch's own writer, with a fixed name and id in place of the path and the random id of the run that wrote."""
+class _RepeatableWriter(FileSystemWriter):
+    """torch's own writer, without what differs from run to run: the path, the random id, which thread ended first."""
 
     def storage_meta(self) -> dcp_metadata.StorageMeta:
         return dcp_metadata.StorageMeta(checkpoint_id=Path("model_weights"), save_id="1")
+
+    def finish(self, metadata: dcp_metadata.Metadata, results: list[list[WriteResult]]) -> None:
+        ordered = sorted(
+            (written for listed in results for written in listed),
+            key=lambda written: (written.index.fqn, tuple(written.index.offset or ())),
+        )
+        super().finish(metadata, [ordered])
 
 
 def write_distributed(folder: Path, state: State) -> None:
@@ -215,7 +223,7 @@ def write_distributed(folder: Path, state: State) -> None:
     """
     folder.mkdir()
     # Two write threads give the two data files that NeMo's single-process archives have.
-    writer = _PlacelessWriter(folder, thread_count=2)
+    writer = _RepeatableWriter(folder, thread_count=2)
     save(state, storage_writer=writer, planner=MegatronChunks(), no_dist=True)
     torch.save({}, folder / "common.pt")  # values that are not sharded: NeVA has none
     (folder / "metadata.json").write_text(json.dumps(DISTRIBUTED_MARK))
