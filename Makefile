@@ -17,7 +17,7 @@ cluster-down: ## take it down and leave nothing behind
 	$(PYTHON) cluster down
 
 .PHONY: demo
-demo: images ## from kubectl apply to answers about pictures, on a real cluster; writes out/demo.html
+demo: venv images ## from kubectl apply to answers about pictures, on a real cluster; writes out/demo.html
 	$(VENV)/bin/python demo
 
 .PHONY: venv
@@ -35,9 +35,9 @@ generate: venv ## write what is made from the models again: CRD, chart, referenc
 	$(VENV)/bin/python docs/generate.py
 
 .PHONY: images
-images: venv cluster-up ## build the images, push them to the registry, have the nodes pull them
-	$(VENV)/bin/python images build
-	$(VENV)/bin/python images pull
+images: cluster-up ## build the images, push them to the registry, have the nodes pull them
+	$(PYTHON) images build
+	$(PYTHON) images pull
 
 .PHONY: lint
 lint: venv ## format, lint, types, layers, and that generated files are current

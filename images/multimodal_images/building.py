@@ -103,7 +103,7 @@ def _workshop(folder: Path, scratch: Path, paths: Paths, progress: Progress) -> 
     program = uv.program(paths)
     engine = _engine(folder, program, progress)
     image, identity = _base(folder, engine, progress)
-    return Workshop(folder, engine, image, identity, wheel.build(scratch), program, progress)
+    return Workshop(folder, engine, image, identity, wheel.build(scratch, program), program, progress)
 
 
 def _engine(folder: Path, uv_program: Path, progress: Progress) -> Engine:

@@ -27,7 +27,7 @@ class Lock:
 
     Attributes:
         name: of the file, without its ending.
-        selection: what of pyproject.toml it covers, as options of `uv pip compile`.
+        selection: what of pyproject.toml it covers, as arguments of `uv pip compile`.
     """
 
     name: str
@@ -40,11 +40,12 @@ class Lock:
 
 
 LOCKS: Final = (
-    Lock("operator", ("--extra", "operator")),
+    Lock("build", ("--group", "pyproject.toml:build")),
+    Lock("operator", ("pyproject.toml", "--extra", "operator")),
     # Triton the compiler (640 MB) is left out: torch needs it for torch.compile only, and nothing here compiles.
-    Lock("modeling", ("--extra", "builder", "--extra", "worker", "--no-emit-package", "triton")),
-    Lock("front", ("--extra", "server")),
-    Lock("dev", ("--all-extras", "--group", "dev")),
+    Lock("modeling", ("pyproject.toml", "--extra", "builder", "--extra", "worker", "--no-emit-package", "triton")),
+    Lock("front", ("pyproject.toml", "--extra", "server")),
+    Lock("dev", ("pyproject.toml", "--all-extras", "--group", "dev")),
 )
 
 
@@ -69,7 +70,7 @@ def _would_change(lock: Lock, paths: Paths) -> bool:
 
 def _compile(lock: Lock, file: Path, paths: Paths, *, upgrade: bool) -> None:
     command = [
-        *(str(uv.program(paths)), "--directory", str(ROOT), "pip", "compile", "pyproject.toml", "--quiet"),
+        *(str(uv.program(paths)), "--directory", str(ROOT), "pip", "compile", "--quiet"),
         *("--python-platform", PLATFORM, "--python-version", PYTHON, "--no-python-downloads"),
         *("--generate-hashes", "--no-header", "--no-emit-index-url", "--no-emit-find-links"),
         *(("--upgrade",) if upgrade else ()),

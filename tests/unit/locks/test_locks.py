@@ -62,10 +62,15 @@ def test_a_lock_satisfies_pyproject(name: str, extras: list[str]) -> None:
         assert requirement.specifier.contains(locked[requirement.name.lower()]), requirement
 
 
+def test_the_build_backend_is_the_one_that_pyproject_names() -> None:
+    (required,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert Requirement(required).specifier.contains(pins("build")["hatchling"])
+
+
 def test_images_and_tests_have_equal_versions() -> None:
     """What the tests saw is what runs; only numpy differs, since PyTriton needs numpy 1 and torch takes numpy 2."""
     dev = pins("dev")
-    for name in ("operator", "modeling", "front"):
+    for name in ("build", "operator", "modeling", "front"):
         differing = {package for package, version in pins(name).items() if dev[package] != version}
         assert differing <= {"numpy"}, name
 
