@@ -30,8 +30,10 @@ def has(registry: str, name: str, tag: str) -> bool:
     """
     if not is_local(registry):
         return False
+    host, _, folder = registry.partition("/")
+    path = "/".join(part for part in (folder, name) if part)
     request = urllib.request.Request(
-        f"http://{registry}/v2/{name}/manifests/{tag}", method="HEAD", headers={"Accept": ", ".join(MANIFESTS)}
+        f"http://{host}/v2/{path}/manifests/{tag}", method="HEAD", headers={"Accept": ", ".join(MANIFESTS)}
     )
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

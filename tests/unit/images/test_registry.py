@@ -14,7 +14,12 @@ from multimodal_images import registry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STATUS = {"/v2/there/manifests/1": 200, "/v2/absent/manifests/1": 404, "/v2/broken/manifests/1": 500}
+STATUS = {
+    "/v2/there/manifests/1": 200,
+    "/v2/some/folder/there/manifests/1": 200,
+    "/v2/absent/manifests/1": 404,
+    "/v2/broken/manifests/1": 500,
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -39,6 +44,7 @@ def address() -> Iterator[str]:
 
 def test_it_tells_what_is_there(address: str) -> None:
     assert registry.has(address, "there", "1")
+    assert registry.has(f"{address}/some/folder", "there", "1")
     assert not registry.has(address, "absent", "1")
 
 
