@@ -45,7 +45,8 @@ SERVICE: Final = Kind("Service", "v1", "services", _APPLIED)
 DEPLOYMENT: Final = Kind("Deployment", "apps/v1", "deployments", _APPLIED | {"delete"})
 JOB: Final = Kind("Job", "batch/v1", "jobs", frozenset({"get", "list", "watch", "create", "delete"}))
 POD: Final = Kind("Pod", "v1", "pods", frozenset({"list", "watch"}))
-EVENT: Final = Kind("Event", "events.k8s.io/v1", "events", frozenset({"create"}))
+EVENT: Final = Kind("Event", "events.k8s.io/v1", "events", frozenset({"create", "list"}))
+"""Listed only for a Job that gets no pod."""
 
 WATCHED_CHILDREN: Final = (CLAIM, SERVICE_ACCOUNT, SERVICE, JOB, POD, DEPLOYMENT)
 KINDS: Final = (RESOURCE, *WATCHED_CHILDREN, EVENT)

@@ -95,10 +95,13 @@ class Kube:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str | None, selector: str = "") -> tuple[list[Json], int]:
-        """Read all objects of a namespace (None: of all) with a label selector, and the list's resource version."""
+    async def list(
+        self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = ""
+    ) -> tuple[list[Json], int]:
+        """Read all objects of a namespace (None: of all) that selectors match, and the list's resource version."""
         items: list[Json] = []
-        query = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        selectors = {"labelSelector": labels, "fieldSelector": fields}
+        query = {"limit": str(PAGE), **{name: selector for name, selector in selectors.items() if selector}}
         while True:
             page = await self._call("list", "GET", kind, kind.path(namespace), query=query)
             # Items of a list carry neither kind nor version of their own.

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import kopf
@@ -16,10 +17,11 @@ import kopf
 from multimodal_api.logs import FIELDS, configure
 from multimodal_operator import health
 from multimodal_operator.apply import Writer
+from multimodal_operator.inquiries import HttpProgressReader, Inquiries
 from multimodal_operator.kinds import RESOURCE, WATCHED_CHILDREN, Kind
 from multimodal_operator.kube import Kube, KubeError
 from multimodal_operator.mirror import Mirror
-from multimodal_operator.observe import HttpProgressReader, Observer
+from multimodal_operator.observe import Observer
 from multimodal_operator.operate import SELECTOR, Operator
 from multimodal_operator.reconcile import Reconciler
 from multimodal_operator.settings import START_DEADLINE_SECONDS, STOP_DEADLINE_SECONDS, Images, Settings
@@ -76,7 +78,7 @@ async def run(settings: Settings) -> None:
     pulse = health.Health()
     kube, reader, mirror, queue = Kube(HttpTransport()), HttpProgressReader(), Mirror(), WorkQueue()
     reconciler = Reconciler(
-        Observer(mirror, kube, settings.images, reader),
+        Observer(mirror, Inquiries(kube, reader, time.monotonic), settings.images),
         Writer(kube, mirror, os.environ.get("POD_NAME", socket.gethostname())),
     )
     operator = Operator(

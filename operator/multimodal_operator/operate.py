@@ -61,7 +61,7 @@ class Operator:
         """
         for namespace in self._namespaces:
             for kind in (RESOURCE, *WATCHED_CHILDREN):
-                objs, version = await self._kube.list(kind, namespace, "" if kind is RESOURCE else SELECTOR)
+                objs, version = await self._kube.list(kind, namespace, labels="" if kind is RESOURCE else SELECTOR)
                 await self._enqueue(self._mirror.replace(kind, objs, version, namespace))
         await self._enqueue(self._mirror.resources())
         metrics.RESYNC_TIME.set_to_current_time()

@@ -27,6 +27,10 @@ CLAIM_POLL_SECONDS: Final = 5.0
 """A user's claim has no label of ours, so no watch tells when it appears."""
 
 
+PODLESS_POLL_SECONDS: Final = 5.0
+"""Why a Job gets no pod is told in events only, which nobody watches."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """All that a policy may look at."""
@@ -226,6 +230,22 @@ def build_cannot_start(case: Case) -> Finding | None:
     return failed(found) if found else None
 
 
+def build_gets_no_pod(case: Case) -> Finding | None:
+    """A quota or an admission policy refuses the Job's pods, of which only an event tells."""
+    job = case.engine.job
+    if job is None or case.engine.step is not Step.WAIT or any(pod.owner_uid == job.uid for pod in case.seen.pods):
+        return None
+    if not case.seen.pods_refused:
+        return not_yet(Reason.BUILDING_ENGINE, f"job {job.name} has no pod yet", PODLESS_POLL_SECONDS)
+    failure = Failure(
+        reason=Reason.QUOTA_EXCEEDED,
+        at=f"job {job.name}",
+        problem=case.seen.pods_refused,
+        remedy="raise the quota, or adapt spec.build to it; the Job goes on by itself",
+    )
+    return failed(failure, PODLESS_POLL_SECONDS)
+
+
 def another_builds(case: Case) -> Finding | None:
     """Another resource wants the same engine in the same store and was first."""
     job = case.engine.job
@@ -312,6 +332,7 @@ DUTIES: Final[Mapping[ConditionType, tuple[Policy, ...]]] = {
         engine_waits_for_claims,
         build_failed,
         build_cannot_start,
+        build_gets_no_pod,
         another_builds,
         engine_is_being_built,
     ),

@@ -202,5 +202,7 @@ class Snapshot:
     """Last report of each Job, by its uid."""
     progress: Progress | None = None
     """Of the running build."""
+    pods_refused: str = ""
+    """The Job controller's words when it can make no pod for the running build."""
     refusals: tuple[Refusal, ...] = ()
     """Of this pass."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from multimodal_api import labels
-from support.platform import attempt, kubectl
-from support.product import Resource, dump, install_operator, make_namespace, uninstall_operator
+from support.platform import apply, attempt, kubectl
+from support.product import Resource, claim, dump, install_operator, make_namespace, uninstall_operator
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +40,13 @@ def _product_namespace() -> Iterator[str]:
     kubectl("delete", "namespace", name, "--wait=false")
 
 
+@pytest.fixture(name="store", scope="session")
+def _store(namespace: str) -> dict[str, str]:
+    """Give an engine store that tests share: what one of them built is there for all that come later."""
+    apply(claim(namespace, "engines"))
+    return {"claimName": "engines"}
+
+
 @pytest.fixture(name="resource")
 def _resource(namespace: str, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Resource]]:
     """Give a maker of resources that are gone when the test is over, with all about them if it failed."""
@@ -54,4 +61,4 @@ def _resource(namespace: str, request: pytest.FixtureRequest) -> Iterator[Callab
     if request.session.testsfailed > failed:
         print(dump(namespace))  # noqa: T201 -- pytest shows it with the failure
     for one in made:
-        one.delete()
+        one.delete(wait=False)

@@ -137,9 +137,9 @@ async def others(script: Script) -> None:
     await note(kube.create(JOB, job))
     await kube.delete(JOB, NAMESPACE, "j", "another-uid")
     await note(kube.get(JOB, NAMESPACE, "j"), "metadata.name")
-    items, _version = await kube.list(JOB, NAMESPACE, "mine=yes")
+    items, _version = await kube.list(JOB, NAMESPACE, labels="mine=yes")
     script.notes.append([item["metadata"]["name"] for item in items])
-    script.notes.append((await kube.list(JOB, NAMESPACE, "mine=no"))[0])
+    script.notes.append((await kube.list(JOB, NAMESPACE, labels="mine=no"))[0])
     await kube.delete(JOB, NAMESPACE, "j", made["metadata"]["uid"])
     await note(kube.get(JOB, NAMESPACE, "j"), "metadata")
 

@@ -34,7 +34,7 @@ def test_a_missing_secret_is_waited_for(resource: Make, namespace: str) -> None:
     told = neva.until("Ready", reason="SecretNotFound", seconds=60)
     assert '"token" not found' in told["message"]
     kubectl("create", "secret", "generic", "-n", namespace, "token", "--from-literal=hf=x")
-    neva.until("EngineBuilt", reason="EnginePublished", status="True")
+    neva.until("EngineBuilt", reason="BuildingEngine", seconds=90)
 
 
 def test_an_image_that_is_not_there_is_replaced_by_an_edit(resource: Make) -> None:

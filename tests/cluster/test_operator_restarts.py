@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from multimodal_api import labels
 from support.platform import eventually, get, kubectl
 from support.product import RELEASE, Resource
 
@@ -37,10 +36,6 @@ def _operator_runs_afterwards(namespace: str) -> Iterator[None]:
     scale_operator(namespace, 1)
 
 
-def job_pods(neva: Resource) -> list[dict[str, object]]:
-    return [pod for pod in neva.children("pods") if pod["metadata"]["labels"][labels.LABEL_COMPONENT] == "build"]
-
-
 def test_operator_and_builder_killed_during_the_build(resource: Make, namespace: str) -> None:
     neva = resource("survivor").create()
     eventually(
@@ -54,25 +49,21 @@ def test_operator_and_builder_killed_during_the_build(resource: Make, namespace:
     assert neva.answers()
 
 
-def test_operator_killed_during_the_rollout(resource: Make, namespace: str) -> None:
-    neva = resource("roller").create()
+def test_operator_killed_during_the_rollout(resource: Make, namespace: str, store: dict[str, str]) -> None:
+    neva = resource("roller").create(engineStore=store)
     neva.until_ready()
-    old = neva.status["engine"]["key"]
-    neva.edit(limits={"maxOutputLen": 31})
-
-    def is_rolling() -> bool:
-        key = get("-n", namespace, "deploy", "roller")["metadata"]["labels"][labels.LABEL_ENGINE_KEY]
-        return bool(key != old)
-
-    eventually(is_rolling, "the rollout begins", seconds=240)
+    (old,) = neva.pods("serving")
+    neva.edit(triton={"modelVersion": 2})
+    eventually(lambda: len(neva.pods("serving")) == 2, "the rollout begins", seconds=60)
     kill_operator(namespace)
     neva.until_ready()
-    assert neva.status["servingEngineKey"] == neva.status["engine"]["key"] != old
+    assert neva.answers()
+    assert old not in neva.pods("serving")
 
 
 def test_the_world_changes_while_the_operator_is_away(resource: Make, namespace: str) -> None:
     neva = resource("lonely").create()
-    eventually(lambda: bool(job_pods(neva)), "a build is made", seconds=60)
+    eventually(lambda: bool(neva.pods("build")), "a build is made", seconds=60)
     scale_operator(namespace, 0)
     kubectl("delete", "svc", "-n", namespace, "lonely")
     kubectl("wait", "-n", namespace, "job", "--for=condition=Complete", "--all", "--timeout=240s", seconds=250)
@@ -89,16 +80,16 @@ def test_the_world_changes_while_the_operator_is_away(resource: Make, namespace:
     assert neva.read()["metadata"]["deletionTimestamp"]
     scale_operator(namespace, 1)
     neva.delete()
-    eventually(lambda: not neva.children("pods"), "no pods are left")
+    assert not neva.children("pods")
 
 
-def test_an_upgrade_of_the_operator_restarts_no_pods(resource: Make, namespace: str) -> None:
-    neva = resource("steady").create()
+def test_an_upgrade_of_the_operator_restarts_no_pods(resource: Make, namespace: str, store: dict[str, str]) -> None:
+    neva = resource("steady").create(engineStore=store)
     neva.until_ready()
-    before = [pod["metadata"]["uid"] for pod in neva.children("pods")]
+    before = neva.pods("serving")
     versions = get("-n", namespace, "deploy", "steady")["metadata"]["resourceVersion"]
     kubectl("rollout", "restart", "-n", namespace, f"deploy/{RELEASE}")
     kubectl("rollout", "status", "-n", namespace, f"deploy/{RELEASE}", "--timeout=90s", seconds=100)
     time.sleep(3)
-    assert [pod["metadata"]["uid"] for pod in neva.children("pods")] == before
+    assert neva.pods("serving") == before
     assert get("-n", namespace, "deploy", "steady")["metadata"]["resourceVersion"] == versions

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import marshal
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -31,8 +32,8 @@ Watcher = Callable[[str, Kind, Json], None]
 
 
 def clone(obj: Json) -> Json:
-    """Copy an object; several times faster than copy.deepcopy, and crash tests copy a lot."""
-    copied: Json = json.loads(json.dumps(obj))
+    """Copy an object; many times faster than copy.deepcopy, and crash tests copy a lot."""
+    copied: Json = marshal.loads(marshal.dumps(obj))  # noqa: S302 -- of this process
     return copied
 
 
@@ -95,7 +96,7 @@ class FakeApi:
         verb = {"GET": "get" if name else "list", "POST": "create", "PATCH": "patch", "DELETE": "delete"}[method]
         self.calls.append((verb, kind.plural, subresource))
         if verb == "list":
-            return self._list(kind, namespace, query.get("labelSelector", ""))
+            return self._list(kind, namespace, query.get("labelSelector", ""), query.get("fieldSelector", ""))
         if verb == "create":
             assert body is not None
             return self._create(kind, namespace, body, query.get("fieldManager", "unknown"))
@@ -118,11 +119,11 @@ class FakeApi:
         name = parts[1] if len(parts) > 1 else ""
         return self._kinds[parts[0]], namespace, name, parts[2] if len(parts) > 2 else ""
 
-    def _list(self, kind: Kind, namespace: str, selector: str) -> Json:
+    def _list(self, kind: Kind, namespace: str, selector: str, fields: str) -> Json:
         items = [
             clone(obj)
             for (plural, where, _name), obj in sorted(self.objects.items())
-            if plural == kind.plural and namespace in {"", where} and _selected(obj, selector)
+            if plural == kind.plural and namespace in {"", where} and _selected(obj, selector) and _has(obj, fields)
         ]
         return {"items": items, "metadata": {"resourceVersion": str(next(self._version))}}
 
@@ -306,6 +307,11 @@ def _owned(obj: Json) -> Json:
     meta = {key: obj.get("metadata", {}).get(key) for key in ("labels", "annotations", "ownerReferences", "finalizers")}
     rest = {key: value for key, value in obj.items() if key not in {"apiVersion", "kind", "metadata"}}
     return {**rest, "metadata": {key: value for key, value in meta.items() if value}}
+
+
+def _has(obj: Json, fields: str) -> bool:
+    wanted = [term.split("=", 1) for term in fields.split(",") if term]
+    return all(read(obj, tuple(field.split("."))) == value for field, value in wanted)
 
 
 def _selected(obj: Json, selector: str) -> bool:

@@ -12,6 +12,7 @@ from faults.world import Clock, World
 from multimodal_api import labels
 from multimodal_api.build import Progress
 from multimodal_operator.apply import Writer
+from multimodal_operator.inquiries import Inquiries
 from multimodal_operator.kinds import CLAIM, RESOURCE, WATCHED_CHILDREN, Kind
 from multimodal_operator.kube import Kube, KubeError
 from multimodal_operator.mirror import Mirror
@@ -56,7 +57,7 @@ class Harness:
         self.kube = Kube(self.api)
         self.mirror = Mirror()
         self.due: dict[str, float] = {}
-        observer = Observer(self.mirror, self.kube, IMAGES, Silent(), clock=lambda: self.clock().timestamp())
+        observer = Observer(self.mirror, Inquiries(self.kube, Silent(), lambda: self.clock().timestamp()), IMAGES)
         self.reconciler = Reconciler(observer, Writer(self.kube, self.mirror, "test"), clock=self.clock)
 
     async def restart(self) -> None:
@@ -69,7 +70,7 @@ class Harness:
     async def resync(self) -> None:
         """List everything."""
         for kind in (RESOURCE, *WATCHED_CHILDREN):
-            objs, version = await self.kube.list(kind, None, "" if kind is RESOURCE else SELECTOR)
+            objs, version = await self.kube.list(kind, None, labels="" if kind is RESOURCE else SELECTOR)
             self.mirror.replace(kind, objs, version, None)
         for namespace, name in self.mirror.resources():
             self._enqueue(f"{namespace}/{name}")

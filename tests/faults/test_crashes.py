@@ -214,7 +214,7 @@ def in_order(value: object) -> object:
     return value
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(edits=st.lists(st.tuples(EDITS, st.integers(0, 6)), max_size=6), seed=st.integers(0, 1000))
 async def test_the_end_does_not_depend_on_the_way(edits: list[tuple[Json, int]], seed: int) -> None:
     walked = Harness(seed=seed)

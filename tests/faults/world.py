@@ -14,7 +14,7 @@ from faults.fake_api import FakeApi, Json
 from multimodal_api import labels
 from multimodal_api.build import BuildReport, Outcome, Stage
 from multimodal_api.errors import Failure
-from multimodal_operator.kinds import CLAIM, DEPLOYMENT, JOB, POD
+from multimodal_operator.kinds import CLAIM, DEPLOYMENT, EVENT, JOB, POD
 from multimodal_operator.snapshot import Purpose
 
 
@@ -56,11 +56,26 @@ class World:
 
     def _start_jobs(self) -> bool:
         for job in self.api.all(JOB):
-            if not job.get("status", {}).get("startTime"):
-                self._edit(JOB, job, {"status": {"startTime": self._stamp(), "active": 1}})
-                self._pod(job, f"{job['metadata']['name']}-{job['metadata']['uid'][4:]}")
-                return True
+            if job.get("status", {}).get("startTime"):
+                continue
+            if "pods" in self.api.quota:
+                if self._complain(job):
+                    return True
+                continue
+            self._edit(JOB, job, {"status": {"startTime": self._stamp(), "active": 1}})
+            self._pod(job, f"{job['metadata']['name']}-{job['metadata']['uid'][4:]}")
+            return True
         return False
+
+    def _complain(self, job: Json) -> bool:
+        """Tell of pods that are refused, once, in an event as the Job controller does."""
+        meta = {"name": f"{job['metadata']['name']}.refused", "namespace": job["metadata"]["namespace"]}
+        if self.api.find(EVENT, meta["namespace"], meta["name"]):
+            return False
+        regarding = {"kind": "Job", "name": job["metadata"]["name"]}
+        note = "Error creating: pods is forbidden: exceeded quota: pods"
+        self.api.add(EVENT, {"metadata": meta, "regarding": regarding, "reason": "FailedCreate", "note": note})
+        return True
 
     def _run_builds(self) -> bool:
         for pod in self._pods(*Purpose):

@@ -170,6 +170,11 @@ class Resource:
         items: list[dict[str, Any]] = get("-n", self.namespace, kind, "-l", selector)["items"]
         return items
 
+    def pods(self, component: str) -> list[str]:
+        """List the uids of its pods of a component that are not on their way out."""
+        pods = [pod["metadata"] for pod in self.children("pods") if "deletionTimestamp" not in pod["metadata"]]
+        return [meta["uid"] for meta in pods if meta["labels"][labels.LABEL_COMPONENT] == component]
+
     def answers(self) -> bool:
         """Triton says through the Service that the model is ready."""
         path = f"/api/v1/namespaces/{self.namespace}/services/{self.name}:http/proxy/v2/models/{self.name}/ready"

@@ -81,10 +81,10 @@ async def test_what_is_not_there_is_none(kube: Kube, server: Server) -> None:
 async def test_lists_come_in_pages(kube: Kube, server: Server) -> None:
     server.will(200, {"metadata": {"resourceVersion": "7", "continue": "more"}, "items": [{"metadata": {"name": "a"}}]})
     server.will(200, {"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "b"}}]})
-    items, version = await kube.list(POD, None, "a=b")
+    items, version = await kube.list(POD, None, labels="a=b", fields="c=d")
     assert ([item["metadata"]["name"] for item in items], version) == (["a", "b"], 7)
     assert items[0]["kind"] == "Pod"
-    assert server.asked[1][2] == {"limit": "500", "labelSelector": "a=b", "continue": "more"}
+    assert server.asked[1][2] == {"limit": "500", "labelSelector": "a=b", "fieldSelector": "c=d", "continue": "more"}
 
 
 async def test_apply_names_its_manager(kube: Kube, server: Server) -> None:

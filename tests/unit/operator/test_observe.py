@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from multimodal_api import labels
 from multimodal_api.build import Progress, Stage
+from multimodal_operator.inquiries import Inquiries
 from multimodal_operator.kinds import CLAIM, JOB, POD, RESOURCE, Json, Kind
 from multimodal_operator.mirror import Mirror
 from multimodal_operator.observe import Observer
@@ -46,7 +47,7 @@ def observer() -> tuple[Observer, Mirror, Asked, Clock]:
     meta = {"name": "neva", "namespace": "test", "uid": "uid-of-neva", "resourceVersion": "1"}
     obj = {"metadata": meta | {"creationTimestamp": "2026-11-23T12:00:00Z"}, "spec": {"numGpus": 0, "model": MODEL}}
     mirror.put(RESOURCE, obj)
-    return Observer(mirror, asked, IMAGES, asked, clock=clock), mirror, asked, clock  # type: ignore[arg-type]
+    return Observer(mirror, Inquiries(asked, asked, clock), IMAGES), mirror, asked, clock  # type: ignore[arg-type]
 
 
 async def test_what_does_not_exist_is_not_seen() -> None:
@@ -66,7 +67,7 @@ async def test_a_missing_claim_is_asked_for_every_few_seconds_a_bound_one_seldom
     seen = await eye.snapshot("test", "neva")
     assert seen is not None
     assert seen.claims["checkpoints"].phase == "Bound"
-    clock.time = 60
+    clock.time = 50
     await eye.snapshot("test", "neva")
     assert len(asked.calls) == 2
     clock.time = 66

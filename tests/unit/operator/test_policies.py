@@ -215,6 +215,14 @@ CASES: list[tuple[str, Callable[[], Snapshot], Reason, Phase, ConditionType, str
         '"t"',
     ),
     (
+        "no pod",
+        lambda: replace(building(), pods=(), pods_refused="exceeded quota"),
+        R.QUOTA_EXCEEDED,
+        Phase.FAILED,
+        T.ENGINE_BUILT,
+        "the Job goes on by itself",
+    ),
+    (
         "another builds",
         lambda: with_job(replace(building(), peers=(peer(building()),)), owner_uid="uid-of-other", owner_name="other"),
         R.WAITING_FOR_BUILD,
@@ -308,6 +316,7 @@ def test_every_policy_can_speak() -> None:
         lambda: with_claim(ready(), "neva-engines", deleting=True),
         lambda: without(building(engine={"key": "0123456789abcdef"}), "neva-engines"),
         lambda: replace(building(suspend=True), jobs=(), pods=()),
+        lambda: replace(building(), pods=()),
     ]
     for make in [case[1] for case in CASES] + extra:
         seen = make()
