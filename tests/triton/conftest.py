@@ -54,7 +54,7 @@ class Server:
     def worker(self) -> int:
         (child,) = (
             int(line.split()[0])
-            for line in subprocess.check_output(["ps", "-eo", "pid,ppid,args"], text=True).splitlines()[1:]
+            for line in subprocess.check_output(["ps", "-ww", "-eo", "pid,ppid,args"], text=True).splitlines()[1:]
             if line.split()[1] == str(self.process.pid) and "multimodal_worker" in line
         )
         return child
@@ -63,7 +63,7 @@ class Server:
         """Leave no process behind: what a container's end does in a pod."""
         self.process.kill()
         self.process.wait(END_SECONDS)
-        for line in subprocess.check_output(["ps", "-eo", "pid,args"], text=True).splitlines():
+        for line in subprocess.check_output(["ps", "-ww", "-eo", "pid,args"], text=True).splitlines():
             if f"multimodal-triton-{self.process.pid}/" in line:
                 with suppress(ProcessLookupError):
                     os.kill(int(line.split()[0]), signal.SIGKILL)
