@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from multimodal_api.reasons import Reason
 from multimodal_operator import metrics
 from multimodal_operator.kinds import RESOURCE, WATCHED_CHILDREN, Json, Kind
 from multimodal_operator.kube import KubeError
-from multimodal_operator.settings import RESYNC_SECONDS, WORKERS
+from multimodal_operator.settings import FIRST_RESYNCS, RESYNC_SECONDS, WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,16 +68,13 @@ class Operator:
         metrics.RESYNC_TIME.set_to_current_time()
 
     async def resync_forever(self) -> None:
-        """List again every few minutes; a failed list is repeated sooner."""
-        wait = RESYNC_SECONDS
-        while True:
+        """List again soon after the start, then every few minutes; a list that fails waits for the next."""
+        for wait in itertools.chain(FIRST_RESYNCS, itertools.repeat(RESYNC_SECONDS)):
             await asyncio.sleep(wait)
             try:
                 await self.resync()
-                wait = RESYNC_SECONDS
             except KubeError as error:
                 logger.warning("full list failed", extra={FIELDS: {"error": str(error)}})
-                wait = RESYNC_SECONDS / 10
 
     async def work(self, stopping: asyncio.Event) -> None:
         """Run the workers until `stopping` is set; what is at work then is finished."""

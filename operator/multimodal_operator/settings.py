@@ -9,6 +9,8 @@ WORKERS: Final = 8
 """Resources that are reconciled at once; each waits for the API most of the time."""
 RESYNC_SECONDS: Final = 300.0
 """Time between full lists: they find what a broken watch stream missed."""
+FIRST_RESYNCS: Final = (2.0, 10.0, 60.0)
+"""Seconds before each of the first full lists: kopf tells of no deletion between ours at the start and its own."""
 START_DEADLINE_SECONDS: Final = 120.0
 """How long the start waits for the API server and the CustomResourceDefinition."""
 STOP_DEADLINE_SECONDS: Final = 20.0

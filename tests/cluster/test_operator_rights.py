@@ -67,7 +67,15 @@ def test_no_right_is_missing_and_none_is_idle(resource: Callable[[str], Resource
     apply(job | {"spec": {"suspend": True, "template": {"spec": pod}}})
     neva = resource("rights").create()
     neva.until("EngineBuilt", reason="Conflict", seconds=60)
+    # A quota is in the way of the Job's pod, so that the operator looks what the Job controller says.
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-pods", "namespace": namespace}}
+    apply(quota | {"spec": {"hard": {"pods": "0"}}})
     kubectl("delete", "job", "-n", namespace, name)
+    try:
+        told = neva.until("EngineBuilt", reason="QuotaExceeded", seconds=60)
+        assert "exceeded quota: no-pods" in told["message"]
+    finally:
+        kubectl("delete", "quota", "-n", namespace, "no-pods")
     neva.until_ready()
     neva.delete()
     # A watch is logged when it ends.
