@@ -1,7 +1,7 @@
 """`multimodal-server`: serve one engine.
 
 The order of the start is the order of what takes longest: the worker first (it imports torch and loads the engine),
-then Triton beside it, and the model last, so that it is ready on the wire only when a real question has been answered.
+then Triton and its model beside it, which becomes ready on the wire only when a real question has been answered.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import logging
 import os
 import queue
 import signal
+import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from multimodal_api.build import TERMINATION_LIMIT, TERMINATION_LOG, ExitCode
 from multimodal_api.errors import Failure, ProductError
@@ -56,7 +58,12 @@ class _Stop:
     """The signal to end."""
 
 
-_Event = Ready | Failure | _Stop
+class _Published:
+    """Triton has the model."""
+
+
+_Event = Ready | Failure | _Stop | _Published
+_Wanted = TypeVar("_Wanted", Ready, _Published)
 
 
 class _Clock:
@@ -109,33 +116,34 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
     clock = _Clock()
     clock.note("imports")
     engine = open_engine(settings.engine)
-    for name, port in (
-        ("http-port", settings.http_port),
-        ("grpc-port", settings.grpc_port),
-        ("metrics-port", settings.metrics_port),
-    ):
-        check_port(settings.http_address, port, name=name)
+    for name in ("http_port", "grpc_port", "metrics_port"):
+        check_port(settings.http_address, getattr(settings, name), name=name)
     metrics = Metrics()
     addresses = Addresses(settings.http_address, settings.http_port, settings.grpc_port, free_port())
     page = MetricsServer(
         metrics, address=settings.http_address, port=settings.metrics_port, triton_port=addresses.metrics_port
     )
-    triton = Triton(addresses, stop_seconds=settings.grace_seconds)
+    triton = Triton(addresses, load_seconds=LOAD_SECONDS, stop_seconds=settings.grace_seconds)
     triton.start()
     clock.note("triton")
-    end = _wait_for_engine(events)
+    responder = Responder(engine, worker, metrics)
+    publish = partial(
+        triton.publish,
+        settings.model_name,
+        settings.model_version,
+        responder.answer,
+        concurrency=engine.limits.max_batch_size,
+    )
+    threading.Thread(target=_publish, args=(publish, events), name="publish", daemon=True).start()
+    end: _Event = _wait_for(Ready, events)
     if isinstance(end, Ready):
         clock.note("worker")
         metrics.watch_worker(worker.stats)
-        responder = Responder(engine, worker, metrics)
         responder.warm_up()
         clock.note("warm")
-        triton.publish(
-            settings.model_name,
-            settings.model_version,
-            responder.answer,
-            concurrency=engine.limits.max_batch_size,
-        )
+        triton.open()
+        loaded, end = end, _wait_for(_Published, events)
+    if isinstance(end, _Published):
         clock.note("ready")
         LOG.info(
             "ready",
@@ -143,15 +151,16 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
                 FIELDS: {
                     "model": settings.model_name,
                     "engine": engine.manifest.key,
-                    "device": end.device,
+                    "device": loaded.device,
                     "seconds": clock.seconds,
-                    "worker_seconds": end.seconds,
+                    "worker_seconds": loaded.seconds,
                 }
             },
         )
         end = _wait_for_end(events, triton.is_alive)
     if isinstance(end, Failure):
         time.sleep(LAST_WORDS_SECONDS)
+        triton.discard()
         return end
     LOG.info("stopping: no new requests, finishing those that run")
     triton.stop()
@@ -161,16 +170,40 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
     return None
 
 
-def _wait_for_engine(events: queue.SimpleQueue[_Event]) -> _Event:
+def _publish(publish: Callable[[], None], events: queue.SimpleQueue[_Event]) -> None:
+    """Offer the model, and say how that ended."""
     try:
-        return events.get(timeout=LOAD_SECONDS)
-    except queue.Empty:
-        return Failure(
-            reason=Reason.DEADLINE_EXCEEDED,
-            at="worker",
-            problem=f"the engine was not loaded within {LOAD_SECONDS:.0f} seconds",
-            remedy="see the worker's log lines; a slow volume is the usual cause",
+        publish()
+    except Exception as error:
+        LOG.exception("Triton does not take the model")
+        events.put(
+            Failure(
+                reason=Reason.SERVER_FAILED,
+                at="triton",
+                problem=f"it does not take the model: {error}",
+                remedy="see its log lines above",
+            )
         )
+    else:
+        events.put(_Published())
+
+
+def _wait_for(kind: type[_Wanted], events: queue.SimpleQueue[_Event]) -> _Wanted | Failure | _Stop:
+    """Wait for a step of the start, or an end that comes before it."""
+    ends = time.monotonic() + LOAD_SECONDS
+    while (left := ends - time.monotonic()) > 0:
+        try:
+            event = events.get(timeout=left)
+        except queue.Empty:
+            break
+        if isinstance(event, kind | Failure | _Stop):
+            return event
+    return Failure(
+        reason=Reason.DEADLINE_EXCEEDED,
+        at="start",
+        problem=f"the engine was not loaded within {LOAD_SECONDS:.0f} seconds",
+        remedy="see the worker's log lines; a slow volume is the usual cause",
+    )
 
 
 def _wait_for_end(events: queue.SimpleQueue[_Event], triton_is_alive: Callable[[], bool]) -> Failure | _Stop:
@@ -187,7 +220,7 @@ def _wait_for_end(events: queue.SimpleQueue[_Event], triton_is_alive: Callable[[
                 problem="Triton's process ended",
                 remedy="see its log lines above",
             )
-        if not isinstance(event, Ready):
+        if isinstance(event, Failure | _Stop):
             return event
 
 

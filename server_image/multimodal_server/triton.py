@@ -12,11 +12,14 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import pytriton.models.manager
 import pytriton.triton
+from pytriton.client import ModelClient
 from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy
 from pytriton.model_config import Tensor as TritonTensor
 from pytriton.models.model import Model
@@ -107,14 +110,17 @@ class _Server(pytriton.triton.Triton):  # type: ignore[misc]  # pytriton ships n
 class Triton:
     """The server process, and the one model in it."""
 
-    def __init__(self, addresses: Addresses, *, stop_seconds: float) -> None:
+    def __init__(self, addresses: Addresses, *, load_seconds: float, stop_seconds: float) -> None:
         """Prepare.
 
         Args:
             addresses: where to listen.
+            load_seconds: how long `publish` may wait for `open`.
             stop_seconds: how long requests may go on after `stop` is called.
         """
         pytriton.triton.Model = _Model
+        # `publish` waits for the engine, which takes longer than PyTriton waits for a model.
+        pytriton.models.manager.ModelClient = partial(ModelClient, init_timeout_s=load_seconds)
         # Its record of a refused request is a stack trace; ours is one line.
         logging.getLogger("pytriton.proxy.inference").setLevel(logging.CRITICAL)
         self._addresses = addresses
@@ -156,7 +162,7 @@ class Triton:
         self._server.connect()
 
     def publish(self, name: str, version: int, answer: Answer, *, concurrency: int) -> None:
-        """Offer a model; it is ready when this returns.
+        """Offer a model. Its processes start at once; it is ready when `open` has been called and this returns.
 
         Args:
             name: on the wire.
@@ -164,7 +170,6 @@ class Triton:
             answer: called from `concurrency` threads; raises nothing but ProductError.
             concurrency: requests that are answered at once.
         """
-        self._model = name
         callables = [_callable(answer, self._running) for _ in range(min(concurrency, MAX_INSTANCES))]
         self._server.bind(
             name,
@@ -178,19 +183,27 @@ class Triton:
                 batcher=DynamicBatcher(default_queue_policy=QueuePolicy(max_queue_size=MAX_QUEUED)),
             ),
         )
+        self._model = name
+
+    def open(self) -> None:
+        """Let the model that `publish` offers become ready."""
+        (self._workspace / triton_model.GATE).touch()
 
     def is_alive(self) -> bool:
         """Say whether process and model are there."""
         return bool(self._server.is_alive())
 
     def stop(self) -> None:
-        """Refuse new requests, and let those that Triton has taken end.
-
-        Then this process must end, by `os._exit`: the kernel ends Triton with it, at once, where PyTriton itself takes
-        seconds.
-        """
+        """Refuse new requests, and let those that Triton has taken end; then as `discard`."""
         if self._model is not None:
             self._unload(self._model)
+        self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing on the disk. Then this process must end, by `os._exit`.
+
+        The kernel ends Triton with it, at once, where PyTriton itself takes seconds.
+        """
         _clear(self._workspace)
 
     def _unload(self, model: str) -> None:
@@ -263,7 +276,7 @@ def check_port(host: str, port: int, *, name: str) -> None:
         except OSError as error:
             raise ProductError(
                 Reason.SERVER_FAILED,
-                at=f"--{name}",
+                at=f"--{name.replace('_', '-')}",
                 problem=f"cannot listen on {host} port {port}: {error.strerror}",
                 remedy="choose a port above 1023 that nothing else in the pod uses (spec.triton)",
             ) from None

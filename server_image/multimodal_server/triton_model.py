@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 REFUSAL: Final = re.compile(r"multimodal-refusal:(\{.*\})")
+GATE: Final = "open"
+"""A file in PyTriton's workspace; the front makes it."""
 HANDSHAKE_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.01
 
@@ -31,11 +33,14 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Start the proxy; the first instance offers a socket that all others ask for its configuration."""
+        workspace = Path(json.loads(args["model_config"])["parameters"]["workspace-path"]["string_value"])
         self._first = args["model_instance_name"].endswith("_0")
         if not self._first:
-            workspace = json.loads(args["model_config"])["parameters"]["workspace-path"]["string_value"]
-            _wait_for_handshake(Path(workspace) / f"{args['model_name']}-config.sock")
+            _wait_for_handshake(workspace / f"{args['model_name']}-config.sock")
         self._proxy.initialize(args)
+        # A model is ready when all its instances are: not before the worker has answered a question.
+        while self._first and not (workspace / GATE).exists():
+            time.sleep(POLL_SECONDS)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer requests; Triton gives one at a time, since the model's largest batch is 1."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -67,6 +69,9 @@ class Server:
             if f"multimodal-triton-{self.process.pid}/" in line:
                 with suppress(ProcessLookupError):
                     os.kill(int(line.split()[0]), signal.SIGKILL)
+        for left in Path("/dev/shm").glob(f"pytrtion{self.process.pid}-*"):
+            left.unlink(missing_ok=True)
+        shutil.rmtree(Path(tempfile.gettempdir()) / f"multimodal-triton-{self.process.pid}", ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
