@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 SUITE: Final = "bookworm"
 # Triton's Python backend loads libpython; without apt in the image, nothing else brings the C++ library.
 PACKAGES: Final = ("ca-certificates", "libpython3.11", "libstdc++6", "python3")
-# Without the first, Perl and its modules come to merge folders that are merged already; the mirror that packages
-# came from is of the machine that builds; licences stay, manuals do not.
+# Without the first, Perl and its modules come to merge folders that are merged already. Package mirror, name and name
+# server are of the machine that builds. Licences stay; manuals, and what differs by the second, do not.
 OPTIONS: Final = (
     "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
     '--customize-hook=rm -rf "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d',
+    '--customize-hook=rm -f "$1"/etc/hostname "$1"/etc/resolv.conf',
     '--customize-hook=rm -rf "$1"/usr/share/man/* "$1"/usr/share/info/* "$1"/usr/share/locale/*',
     '--customize-hook=find "$1"/usr/share/doc -type f ! -name copyright -delete',
+    '--customize-hook=rm -rf "$1"/usr/share/python3/debpython/__pycache__',
 )
 HOST_SOURCES: Final = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
 OS_RELEASE: Final = Path("/etc/os-release")

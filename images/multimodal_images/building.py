@@ -14,7 +14,7 @@ from multimodal_cluster.commands import quietly, run
 from multimodal_cluster.errors import ClusterError
 from multimodal_images import base, registry, wheel
 from multimodal_images.engines import Build, Buildah, Docker
-from multimodal_images.image import INSTALL, PUBLISHED, ROOT
+from multimodal_images.image import PUBLISHED, ROOT
 from multimodal_locks import uv
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ class Workshop:
         return self.folder / "logs" / f"{image.name}.log"
 
     def _fill(self, context: Path, image: Image) -> None:
-        files = [INSTALL, self.uv, *(ROOT / lock for lock in image.locks)]
-        for file in [*files, self.wheel] if image.has_project else files:
+        for file in (self.uv, *image.files(self.wheel)):
             shutil.copy2(file, context)
 
 

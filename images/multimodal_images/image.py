@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-INSTALL: Final = ROOT / "images" / "install"
 TAG_LENGTH: Final = 16
 
 
@@ -30,6 +29,15 @@ class Image:
     locks: tuple[str, ...] = ()
     has_project: bool = False
 
+    def files(self, wheel: Path) -> list[Path]:
+        """List what its build reads beside the Containerfile."""
+        found = [ROOT / lock for lock in self.locks]
+        if self.locks:
+            found.append(ROOT / "images" / "install")
+        if self.has_project:
+            found += [ROOT / "images" / "install-project", wheel]
+        return found
+
     def tag(self, base: str, wheel: Path) -> str:
         """Digest everything that decides the image's content, so that equal content is built and pushed once.
 
@@ -38,11 +46,8 @@ class Image:
             wheel: the project's wheel.
         """
         under = self.parent.tag(base, wheel) if self.parent else base
-        files = [INSTALL, ROOT / self.containerfile, *(ROOT / lock for lock in self.locks)]
-        if self.has_project:
-            files.append(wheel)
         digest = hashlib.sha256(under.encode())
-        for file in files:
+        for file in (ROOT / self.containerfile, *self.files(wheel)):
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()[:TAG_LENGTH]
 

@@ -13,18 +13,18 @@ from multimodal_images.image import BUILDER, FRONT, OPERATOR, SERVER, TORCH, Ima
 
 ROOT = Path(__file__).parents[3]
 ALL = (TORCH, FRONT, OPERATOR, BUILDER, SERVER)
+SCRIPTS = {"images/install", "images/install-project"}
 BASE = "0123456789abcdef"
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of everything that goes into images."""
-    for file in {name for each in ALL for name in (each.containerfile, *each.locks)} | {"images/install"}:
+    for file in {name for each in ALL for name in (each.containerfile, *each.locks)} | SCRIPTS:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
     (tmp_path / "wheel").write_bytes(b"the project")
     monkeypatch.setattr(image, "ROOT", tmp_path)
-    monkeypatch.setattr(image, "INSTALL", tmp_path / "images" / "install")
     return tmp_path
 
 
@@ -41,6 +41,7 @@ def tags(tree: Path, base: str = BASE) -> dict[str, str]:
         ("images/torch/Containerfile", {TORCH, FRONT, BUILDER, SERVER}),
         ("builder/Containerfile", {BUILDER}),
         ("images/install", set(ALL)),
+        ("images/install-project", {OPERATOR, BUILDER, SERVER}),
         ("wheel", {OPERATOR, BUILDER, SERVER}),
     ],
 )
