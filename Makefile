@@ -60,3 +60,9 @@ test: lint test-unit images ## everything that CI runs: lint, fast tests, Huggin
 .PHONY: retrain-check
 retrain-check: venv ## train the tiny models again and see that they come out as good (minutes)
 	$(VENV)/bin/pytest -m train
+
+.PHONY: bench
+bench: venv images ## measure: apply to first answer, the operator beside a bare handler, the server beside its engine
+	$(VENV)/bin/python benchmarks/first_answer.py
+	eval "$$($(PYTHON) cluster env)" && $(VENV)/bin/python benchmarks/reconcile.py
+	$(VENV)/bin/python benchmarks/server.py
