@@ -54,7 +54,7 @@ class Responder:
         self._engine = engine
         self._worker = worker
         self._metrics = metrics
-        self._copies = ThreadPoolExecutor(thread_name_prefix="copies")
+        self._copies = ThreadPoolExecutor(engine.limits.max_batch_size, thread_name_prefix="copies")
 
     def answer(self, tensors: Mapping[str, NDArray[Any]]) -> list[str]:
         """Answer one request of the wire.

@@ -1,0 +1,155 @@
+"""From a request's tensors to text, with a worker that answers by script."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from multimodal_api.engine import Manifest
+from multimodal_api.errors import ProductError
+from multimodal_api.reasons import Reason
+from multimodal_api.worker_protocol import Done, FinishReason, Generate, Timing, Tokens
+from multimodal_recipes.tokenizer import Tokenizer
+from multimodal_server.answers import Responder
+from multimodal_server.engine import ServedEngine
+from multimodal_server.metrics import Metrics
+from multimodal_server.worker_client import WorkerClient
+from tests.support.tiny_engine import IMAGE_SIZE, RECIPE, TOKENS_PER_IMAGE, build_inputs
+from tests.support.tiny_tokenizer import write_tokenizer
+
+DONE = Timing(queue=0, encode=0, generate=0)
+
+
+class Scripted:
+    """Says one text, a token at a time, and remembers what it was asked."""
+
+    def __init__(self, tokenizer: Tokenizer, text: str) -> None:
+        self._ids = tokenizer.encode((text,)).ids
+        self.requests: list[Generate] = []
+        self.buffers: list[bytes] = []
+        self.given = 0
+        self.error: Exception | None = None
+
+    def next_id(self) -> int:
+        return len(self.requests) + 1
+
+    def generate(
+        self, request: Generate, buffers: Sequence[memoryview], *, timeout: float
+    ) -> Generator[Tokens | Done, None, None]:
+        assert timeout > 0
+        self.requests.append(request)
+        self.buffers.extend(bytes(buffer) for buffer in buffers)
+        if self.error is not None:
+            raise self.error
+        for token in self._ids[: request.max_new_tokens]:
+            self.given += 1
+            yield Tokens(request_id=request.request_id, token_ids=(token,))
+        yield Done(request_id=request.request_id, reason=FinishReason.LENGTH, timing=DONE)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> ServedEngine:
+
+    write_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", add_bos=False)
+    manifest = Manifest.model_construct(inputs=build_inputs())
+    return ServedEngine(manifest, RECIPE, tokenizer, frozenset({2, 4}))
+
+
+def answering(engine: ServedEngine, text: str) -> tuple[Responder, Scripted, Metrics]:
+    worker, metrics = Scripted(engine.tokenizer, text), Metrics()
+    return Responder(engine, cast("WorkerClient", worker), metrics), worker, metrics
+
+
+def tensors(text: bytes = b"what?", **more: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    frames = np.full((1, 1, 40, 60, 3), 255, np.uint8)
+    return {"input_text": np.array([[text]], dtype=object), "input_media": frames} | more
+
+
+def number(value: float, kind: type = np.int64) -> NDArray[Any]:
+    return np.array([[value]], dtype=kind)
+
+
+def count(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0
+
+
+def test_an_answer(engine: ServedEngine) -> None:
+    responder, worker, metrics = answering(engine, " a red circle ")
+    assert responder.answer(tensors()) == ["a red circle"]
+    (request,) = worker.requests
+    (medium,) = request.media
+    assert medium.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert [span.length for span in medium.spans] == [TOKENS_PER_IMAGE]
+    pixels = np.frombuffer(worker.buffers[0], np.float32).reshape(medium.shape)
+    assert np.allclose(
+        pixels[0, :, 0, 0],
+        [
+            (1 - mean) / std
+            for mean, std in zip((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), strict=True)
+        ],
+        atol=1e-6,
+    )
+    assert request.stop_token_ids == {2, 4}
+    assert count(metrics, "multimodal_requests_total", outcome="Answered") == 1
+    assert count(metrics, "multimodal_prompt_tokens_total") == len(request.token_ids)
+    assert count(metrics, "multimodal_media_tokens_total") == TOKENS_PER_IMAGE
+    assert count(metrics, "multimodal_generated_tokens_total") == worker.given
+
+
+def test_a_stop_string_ends_the_answer_and_the_work(engine: ServedEngine) -> None:
+    responder, worker, _ = answering(engine, "a red circle STOP and much more that nobody asked for")
+    assert responder.answer(tensors()) == ["a red circle"]
+    assert worker.given < len(worker._ids)
+
+
+def test_the_length_is_the_request_s(engine: ServedEngine) -> None:
+    responder, worker, _ = answering(engine, "a very long answer indeed")
+    responder.answer(tensors(max_output_len=number(3)))
+    assert worker.given == 3
+
+
+def test_greedy_copies_are_one_answer_asked_once(engine: ServedEngine) -> None:
+    responder, worker, _ = answering(engine, "yes")
+    assert responder.answer(tensors(batch_size=number(3))) == ["yes"] * 3
+    assert len(worker.requests) == 1
+
+
+def test_sampled_copies_are_asked_with_seeds_of_their_own(engine: ServedEngine) -> None:
+    responder, worker, _ = answering(engine, "yes")
+    sampled = tensors(batch_size=number(4), top_k=number(0), top_p=number(0.9, np.float32))
+    assert responder.answer(sampled) == ["yes"] * 4
+    assert len({request.sampling.seed for request in worker.requests}) == 4
+
+
+def test_a_refusal_costs_the_worker_nothing(engine: ServedEngine) -> None:
+    responder, worker, metrics = answering(engine, "yes")
+    for bad in (tensors(b""), tensors(b"x y z " * 100), tensors(max_output_len=number(10**6))):
+        with pytest.raises(ProductError):
+            responder.answer(bad)
+    assert worker.requests == []
+    assert count(metrics, "multimodal_requests_total", outcome="RequestRefused") == 3
+
+
+def test_any_other_error_says_nothing_of_the_user(engine: ServedEngine, caplog: pytest.LogCaptureFixture) -> None:
+    responder, worker, metrics = answering(engine, "yes")
+    worker.error = KeyError("a defect")
+    with pytest.raises(ProductError) as caught:
+        responder.answer(tensors(b"private words"))
+    assert caught.value.failure.reason is Reason.INTERNAL
+    assert "private words" not in str(caught.value) + caplog.text
+    assert count(metrics, "multimodal_requests_total", outcome="Internal") == 1
+
+
+def test_the_warm_up_is_a_real_question(engine: ServedEngine) -> None:
+    responder, worker, metrics = answering(engine, "yes")
+    responder.warm_up()
+    (request,) = worker.requests
+    assert request.media
+    assert request.max_new_tokens == 2
+    assert count(metrics, "multimodal_requests_total", outcome="Answered") == 0
