@@ -132,7 +132,7 @@ def _follow(
             text = _checked(seen.content["text"])
         elif seen.kind == labels.KIND:
             resource = seen.content
-            if (line := headline(resource)) != told:
+            if "status" in resource and (line := headline(resource)) != told:
                 told = line
                 say(seen.at - began, line)
             _stop_if_failed(resource)
