@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
+from multimodal_server.triton import MAX_QUEUED
 from tests.support.tiny_engine import build_inputs, write_manifest
 from tests.triton.conftest import END_SECONDS, Server, picture, ready
 
@@ -75,6 +77,25 @@ def test_a_stop_finishes_what_was_accepted_and_exits_0(start: Callable[[Path], S
     assert all(thread.answer for thread in threads)
     assert server.last_words == ""
     assert '"message": "stopped"' in server.log
+
+
+def test_a_full_queue_refuses_at_once_and_answers_the_rest(start: Callable[[Path], Server], engine: Path) -> None:
+    server = ready(start(engine))
+    wait_until_all_run(server, [Asking(server, seed) for seed in range(2)])
+
+    def ask(_: int) -> str:
+        try:
+            server.client.query(TEXT, picture(0, 8, 8), max_output_len=1)
+        except ProductError as error:
+            return str(error)
+        return "answered"
+
+    with ThreadPoolExecutor(MAX_QUEUED + 10) as threads:
+        ends = list(threads.map(ask, range(MAX_QUEUED + 10)))
+    refused = [end for end in ends if end != "answered"]
+    assert ends.count("answered") >= MAX_QUEUED
+    assert refused, "the queue has no bound"
+    assert all("503" in end and "maximum queue size" in end for end in refused), refused[0]
 
 
 def test_the_worker_s_death_is_the_server_s(start: Callable[[Path], Server], engine: Path) -> None:
