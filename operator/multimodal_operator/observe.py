@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from multimodal_operator import views
@@ -35,6 +36,7 @@ class Observer:
         want = resolve(resource, resource.spec) if resource.spec else None
         jobs = self._jobs(resource, want)
         pods = self._pods(resource, jobs)
+        jobs = _settled(jobs, pods)
         deployment = self._mirror.get(DEPLOYMENT, namespace, name)
         at_work = _at_work(want, jobs) if want else None
         return Snapshot(
@@ -96,6 +98,17 @@ class Observer:
 def _at_work(want: Wanted, jobs: Iterable[Job]) -> Job | None:
     names = {want.job_name(purpose) for purpose in want.purposes}
     return next((job for job in jobs if job.name in names and job.finished is None), None)
+
+
+def _settled(jobs: Iterable[Job], pods: Iterable[Pod]) -> tuple[Job, ...]:
+    """Take a Job for succeeded when a pod of it was: Kubernetes says it of the Job two seconds later."""
+    ends = {pod.owner_uid: pod.ended.at for pod in pods if pod.ended is not None and pod.ended.exit_code == 0}
+    return tuple(
+        replace(job, succeeded=True, finished=job.finished or ends[job.uid])
+        if job.uid in ends and job.failure is None
+        else job
+        for job in jobs
+    )
 
 
 def _reports(jobs: Iterable[Job], pods: Iterable[Pod]) -> dict[str, BuildReport]:

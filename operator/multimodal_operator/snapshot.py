@@ -48,8 +48,6 @@ class Resource:
     namespace: str
     uid: str
     generation: int
-    resource_version: str
-    created: datetime
     deleting_since: datetime | None
     finalizers: tuple[str, ...]
     spec: Spec | None
@@ -150,7 +148,6 @@ class Deployment:
     held_spec: Json | None
     generation: int
     observed_generation: int
-    wanted: int
     replicas: int
     updated: int
     available: int

@@ -45,8 +45,6 @@ def resource(obj: Json) -> Resource:
         namespace=meta["namespace"],
         uid=meta["uid"],
         generation=meta.get("generation", 1),
-        resource_version=meta.get("resourceVersion", ""),
-        created=_time(meta["creationTimestamp"]),
         deleting_since=_time(deleting) if deleting else None,
         finalizers=tuple(meta.get("finalizers") or ()),
         spec=spec,
@@ -163,7 +161,7 @@ def job(obj: Json) -> Job | None:
 
 def deployment(obj: Json) -> Deployment:
     """Read the serving Deployment."""
-    meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+    meta, status = obj["metadata"], obj.get("status") or {}
     annotations = meta.get("annotations") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or ()}
     progress, refused = conditions.get("Progressing", {}), conditions.get("ReplicaFailure", {})
@@ -175,7 +173,6 @@ def deployment(obj: Json) -> Deployment:
         held_spec=_object(annotations.get(HELD_SPEC)),
         generation=meta.get("generation", 1),
         observed_generation=status.get("observedGeneration", 0),
-        wanted=spec.get("replicas", 1),
         replicas=status.get("replicas", 0),
         updated=status.get("updatedReplicas", 0),
         available=status.get("availableReplicas", 0),

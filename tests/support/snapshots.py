@@ -36,8 +36,6 @@ def resource(**spec: Any) -> Resource:
         namespace="test",
         uid="uid-of-neva",
         generation=1,
-        resource_version="1",
-        created=NOW,
         deleting_since=None,
         finalizers=(FINALIZER,),
         spec=Spec.model_validate({"numGpus": 0, "model": MODEL, **spec}),
