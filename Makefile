@@ -55,7 +55,7 @@ test-unit: venv ## the fast tests: no torch model, no Triton, no cluster
 
 .PHONY: test
 test: lint test-unit images ## everything that CI runs: lint, fast tests, Hugging Face, Triton, Kubernetes
-	$(VENV)/bin/pytest -m "(parity or triton or cluster) and not train"
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadgroup -m "(parity or triton or cluster) and not train"
 
 .PHONY: retrain-check
 retrain-check: venv ## train the tiny models again and see that they come out as good (minutes)

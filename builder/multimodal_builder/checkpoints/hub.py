@@ -159,8 +159,8 @@ def _ask(call: Callable[[], _Result], place: str, *, at: str) -> _Result:
             if error.response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise not_found(f"{at}: {place}", _first_line(error), _NO_ACCESS) from error
             silence = error
-        # A file whose headers did not come is told as one that is not in the local cache.
-        except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
+        # Whatever the transport's library is; a file whose headers did not come is told as not in the local cache.
+        except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:  # type: ignore[attr-defined]
             silence = error
     raise not_found(f"{at}: {place}", f"the Hub does not answer: {_first_line(silence)}", _NO_HUB)
 
