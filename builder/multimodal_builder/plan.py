@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from multimodal_api.errors import Failure, ProductError
@@ -10,6 +10,7 @@ from multimodal_api.families import IMPLEMENTED_FAMILIES, IMPLEMENTED_LLM_TYPES,
 from multimodal_api.reasons import Reason
 from multimodal_builder import checks
 from multimodal_builder.components import Component, llm_component, projector_component, vision_component
+from multimodal_builder.lora import Adapters, merge_adapters
 from multimodal_builder.mappings import llama
 from multimodal_builder.mappings.llama import LlamaShape
 from multimodal_builder.templates import CONVERSATIONS, prompt_template
@@ -57,6 +58,7 @@ def make_plan(checkpoint: NemoCheckpoint, family: Family, llm_type: LlmType) -> 
     if family not in IMPLEMENTED_FAMILIES or llm_type not in IMPLEMENTED_LLM_TYPES:
         return None, [_unsupported(family, llm_type)]
     problems = list(checks.check_config(checkpoint.config))
+    checkpoint = _attempt(lambda: _merged(checkpoint), problems) or checkpoint
     tokenizer = None if problems else _attempt(lambda: _tokenizer(checkpoint), problems)
     tower = _attempt(lambda: find_tower(checkpoint.config, checkpoint.path), problems)
     if tower is not None:
@@ -83,6 +85,12 @@ def _unsupported(family: Family, llm_type: LlmType) -> Failure:
         problem=f"type {family} with llmType {llm_type} is not implemented",
         remedy=f"this version builds {', '.join(IMPLEMENTED_FAMILIES)} with {', '.join(IMPLEMENTED_LLM_TYPES)}",
     )
+
+
+def _merged(checkpoint: NemoCheckpoint) -> NemoCheckpoint:
+    """Give the checkpoint with its adapters in its weights."""
+    adapters = Adapters(checkpoint.members.at, checkpoint.tensors, checkpoint.config.lora)
+    return replace(checkpoint, tensors=merge_adapters(checkpoint.tensors, [adapters]))
 
 
 def _tokenizer(checkpoint: NemoCheckpoint) -> ConvertedTokenizer:

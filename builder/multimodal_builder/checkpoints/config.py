@@ -77,6 +77,21 @@ class DataSection(_Section):
     conv_template: str = "nvgpt"
 
 
+class LoraSection(_Section):
+    """`peft.lora_tuning`."""
+
+    adapter_dim: Count | None = None
+    """Rank; absent: that of the weights."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Adapters are scaled by alpha / rank; absent: the rank."""
+
+
+class PeftSection(_Section):
+    """`peft`."""
+
+    lora_tuning: LoraSection | None = None
+
+
 class ModelConfig(_Section):
     """NeMo's `model` section of a NeVA checkpoint; field names and defaults are NeMo's."""
 
@@ -106,6 +121,7 @@ class ModelConfig(_Section):
     mm_cfg: MultimodalSection
     tokenizer: TokenizerSection
     data: DataSection = DataSection()
+    peft: PeftSection | None = None
 
     @property
     def groups(self) -> int:
@@ -121,6 +137,11 @@ class ModelConfig(_Section):
     def positions(self) -> int:
         """Longest sequence that the model was made for."""
         return self.max_position_embeddings or self.encoder_seq_length
+
+    @property
+    def lora(self) -> LoraSection:
+        """How adapters were trained."""
+        return (self.peft and self.peft.lora_tuning) or LoraSection()
 
 
 def read_config(member: Window) -> ModelConfig:

@@ -1,0 +1,160 @@
+"""Merged adapters against the sum that training computes: base(x) + (alpha / rank) · B(A(x)), on every linear layer."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from tiny import nemo_writer
+from transformers import LlamaForCausalLM
+
+from multimodal_api.engine import Dtype
+from multimodal_api.families import Family, LlmType
+from multimodal_builder.canonical import write_canonical
+from multimodal_builder.inspection import inspect
+from multimodal_builder.lora import MergedSource
+from support.adapters import LEGACY_LAYERS, Lora
+from support.archives import CKPT, CLASSIC, CLIP, Archive
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+pytestmark = pytest.mark.parity
+
+RANK, ALPHA = 3, 12.0
+TOLERANCE = 1e-4
+"""Largest difference of logits in float32."""
+WRONG = 1e-2
+"""A mistake moves logits by more than this."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, converted: its language model has four heads in two groups."""
+    return convert(CLASSIC, tmp_path_factory.mktemp("base") / "out")
+
+
+@pytest.fixture
+def lora(base: Path) -> Lora:
+    return Lora.random(language_model(base), rank=RANK, alpha=ALPHA)
+
+
+def convert(path: Path, out: Path) -> Path:
+    inspection, plan, opened = inspect(
+        path, family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
+    )
+    assert inspection.problems == ()
+    assert plan is not None
+    with opened:
+        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    return out
+
+
+def language_model(out: Path) -> Any:
+    return LlamaForCausalLM.from_pretrained(out / "llm", dtype=torch.float32).eval()
+
+
+def write(folder: Path, adapters: dict[str, Tensor], peft: dict[str, Any], *, distributed: bool = False) -> Path:
+    """Write the tiny model's archive with adapters in it."""
+    trained = Archive.read(CLASSIC)
+    config = trained.config()
+    tokenizer = trained.members[config["tokenizer"]["model"].removeprefix("nemo:")]
+    state = torch.load(io.BytesIO(trained.members[CKPT]), weights_only=True) | adapters
+    shutil.copytree(CLIP, folder / "clip", dirs_exist_ok=True)
+    path = folder / "model.nemo"
+    nemo_writer.write_archive(
+        path,
+        config=config | {"peft": peft},
+        tokenizer=tokenizer,
+        state=stacked(state) if distributed else state,
+        distributed=distributed,
+    )
+    return path
+
+
+def stacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    found: dict[str, list[Tensor]] = {}
+    for name in sorted(state):
+        found.setdefault(re.sub(r"\.layers\.\d+\.", ".layers.", name), []).append(state[name])
+    return {name: torch.stack(parts) if ".decoder.layers." in name else parts[0] for name, parts in found.items()}
+
+
+def logits(model: Any) -> Tensor:
+    ids = torch.from_numpy(torch.arange(20, 120).numpy() * 7 % 480)[None]
+    with torch.inference_mode():
+        scores: Tensor = model(input_ids=ids).logits[0]
+    return scores
+
+
+def difference(out: Path, base: Path, lora: Lora) -> float:
+    reference = language_model(base)
+    before = logits(reference)
+    lora.attach(reference)
+    wanted = logits(reference)
+    assert float((wanted - before).abs().max()) > 1  # the adapters matter
+    return float((logits(language_model(out)) - wanted).abs().max())
+
+
+@pytest.mark.parametrize("distributed", [True, False], ids=["dist", "classic"])
+def test_adapters_in_the_archive_are_merged_with_their_scale(
+    tmp_path: Path, base: Path, lora: Lora, *, distributed: bool
+) -> None:
+    out = convert(write(tmp_path, lora.state(), lora.config(), distributed=distributed), tmp_path / "out")
+    assert difference(out, base, lora) <= TOLERANCE
+
+
+def test_adapters_under_the_older_names_are_merged(tmp_path: Path, base: Path, lora: Lora) -> None:
+    out = convert(write(tmp_path, lora.state(LEGACY_LAYERS), lora.config()), tmp_path / "out")
+    assert difference(out, base, lora) <= TOLERANCE
+
+
+def contiguous(lora: Lora) -> dict[str, Tensor]:
+    """Rows of B as queries, keys, values: what NeMo's removed runner took them for."""
+    state = lora.state()
+    for name in state:
+        if name.endswith("lora_kqv_adapter.linear_out.weight"):
+            layer = name.split(".")[3]
+            parts = [lora.outward[f"{layer}.self_attn.{part}_proj"] for part in "qkv"]
+            state[name] = torch.cat(parts)
+    return state
+
+
+def swapped(lora: Lora) -> dict[str, Tensor]:
+    """Up before gate."""
+    return {
+        name: torch.cat(tensor.chunk(2)[::-1]) if "hto4h_adapter.linear_out" in name else tensor
+        for name, tensor in lora.state().items()
+    }
+
+
+def unscaled(lora: Lora) -> dict[str, Tensor]:
+    """As NeMo's merge script does."""
+    return {name: tensor * (RANK / ALPHA) if "linear_out" in name else tensor for name, tensor in lora.state().items()}
+
+
+@pytest.mark.parametrize(
+    "mistake", [contiguous, swapped, unscaled, lambda _: {}], ids=["q k v", "gate", "scale", "none"]
+)
+def test_a_mistake_in_the_adapters_is_seen_in_the_logits(tmp_path: Path, base: Path, lora: Lora, mistake: Any) -> None:
+    out = convert(write(tmp_path, mistake(lora), lora.config()), tmp_path / "out")
+    assert difference(out, base, lora) > WRONG
+
+
+def test_merging_twice_is_seen_in_the_logits(
+    tmp_path: Path, base: Path, lora: Lora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, lora.state(), lora.config())
+    once = MergedSource.read
+
+    def twice(source: MergedSource, name: str) -> Any:
+        merged = once(source, name)
+        return merged + (merged - source._base.read(name))
+
+    monkeypatch.setattr(MergedSource, "read", twice)
+    assert difference(convert(path, tmp_path / "out"), base, lora) > WRONG
