@@ -32,7 +32,8 @@ from multimodal_api.families import Family, LlmType
 from multimodal_api.worker_protocol import Done, Generate, MediaInput, MediaSpan, Sampling
 from multimodal_client import Client
 from multimodal_recipes.images import preprocess
-from multimodal_recipes.prompt import render
+from multimodal_recipes.layout import lay_out
+from multimodal_recipes.prompt import Turn, render
 from multimodal_server.engine import open_engine
 from multimodal_server.triton import free_port
 from multimodal_server.worker_client import WORKER_ENVIRONMENT
@@ -94,8 +95,9 @@ class Direct:
     def prepare(self, frame: NDArray[np.uint8]) -> tuple[Generate, bytearray]:
         """Do what the front does, beforehand."""
         recipe = self._served.recipe
-        prompt = self._served.tokenizer.encode(render(recipe.template, QUESTION, rows=recipe.vision.tokens_per_image))
-        pixels = preprocess(frame[None], recipe.vision.preprocessing, at="picture")
+        vision = recipe.seeing()
+        prompt = self._served.tokenizer.encode(render(recipe.template, (Turn((lay_out(vision), QUESTION)),)))
+        pixels = preprocess(frame[None], vision.preprocessing, at="picture")
         self._next += 1
         request = Generate(
             request_id=self._next,

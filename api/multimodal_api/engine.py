@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints
 from multimodal_api.base import Model, OpenModel
 from multimodal_api.families import Family, LlmType
 
-ENGINE_FORMAT: Final = 1
+ENGINE_FORMAT: Final = 2
 """Raised when a published engine's layout changes, so that old engines are rebuilt and never misread."""
 
 KEY_LENGTH: Final = 16

@@ -81,7 +81,7 @@ def inspect(
     if plan is None:
         return _report(path, family, llm_type, problems), None, opened
     opened.callback(plan.tower.folder.close)
-    vision = plan.recipe.vision
+    vision = plan.recipe.seeing()
     if limits is not None:
         problems += checks.check_limits(
             limits,
@@ -100,6 +100,7 @@ def _report(path: Path, family: Family, llm_type: LlmType, problems: list[Failur
 
 def _describe(path: Path, llm_type: LlmType, plan: Plan, dtype: Dtype, limits: TokenLimits | None) -> Inspection:
     shape, recipe = plan.llama, plan.recipe
+    vision = recipe.seeing()
     infos = [info for part in plan.components for step in part.mapped.steps for _, info in step.targets]
     parameters = sum(info.nbytes // _STORED[info.dtype] for info in infos)
     per_position = 2 * shape.layers * shape.groups * shape.head_size * BYTES[dtype]
@@ -115,8 +116,8 @@ def _describe(path: Path, llm_type: LlmType, plan: Plan, dtype: Dtype, limits: T
         vocab_rows=shape.rows,
         vocab_size=recipe.vocab_size,
         max_positions=recipe.max_positions,
-        image_size=recipe.vision.preprocessing.image_size,
-        tokens_per_image=recipe.vision.tokens_per_image,
+        image_size=vision.preprocessing.image_size,
+        tokens_per_image=vision.tokens_per_image,
         prompt_tokens=plan.prompt_tokens,
         tower_in_checkpoint=plan.components[1].mapped.steps[0].source.startswith(clip.ARCHIVE_PREFIX),
         parameters=parameters,

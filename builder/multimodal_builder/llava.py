@@ -64,7 +64,7 @@ def write_llava(plan: Plan, folder: Path, *, dtype: Dtype | None) -> None:
 
 
 def _check(plan: Plan, projector: ProjectorConfig) -> None:
-    vision = plan.recipe.vision
+    vision = plan.recipe.seeing()
     dropped = vision.class_token_length
     whole = vision.select_feature is FeatureSelect.CLS_PATCH
     if projector.kind != "mlp2x_gelu" or not (whole or dropped == 1):
@@ -83,16 +83,17 @@ def _rename(folder: str, name: str) -> str:
 
 def _config(plan: Plan, parts: dict[str, Component], *, dtype: str) -> dict[str, Any]:
     text, vision = (parts[folder].files["config.json"] for folder in (LLM_DIR, VISION_DIR))
+    seen = plan.recipe.seeing()
     tokenizer = parts[LLM_DIR].files[TOKENIZER_NAME]
     added = json.loads(tokenizer if isinstance(tokenizer, bytes) else b"{}")["added_tokens"]
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "image_token_index": next(token["id"] for token in added if token["content"] == MEDIA_PATCH),
-        "image_seq_length": plan.recipe.vision.tokens_per_image,
+        "image_seq_length": seen.tokens_per_image,
         "projector_hidden_act": "gelu",
-        "vision_feature_layer": plan.recipe.vision.select_layer,
-        "vision_feature_select_strategy": _STRATEGY[plan.recipe.vision.select_feature],
+        "vision_feature_layer": seen.select_layer,
+        "vision_feature_select_strategy": _STRATEGY[seen.select_feature],
         "text_config": text,
         "vision_config": vision,
         "tie_word_embeddings": plan.llama.tied,

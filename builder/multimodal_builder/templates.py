@@ -1,14 +1,14 @@
-"""NeMo's conversation templates, as far as one user turn with one picture goes.
+"""NeMo's conversation templates, as data.
 
-Source: `nemo/collections/multimodal/data/neva/conversation.py` and `neva_dataset.py` of NeMo 2.2, as data. `<image>`
-in a user's text becomes the media span and a newline; here it stands in front of the question, as in NeMo's training.
+Source: `nemo/collections/multimodal/data/neva/conversation.py` and `neva_dataset.py` of NeMo 2.2. `<image>`
+in a user's text becomes the media span and a newline; one without a place of its own stands in front of the text.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from multimodal_recipes.recipe import TEXT_SLOT, PromptTemplate
+from multimodal_recipes.recipe import MEDIA_SLOT, TEXT_SLOT, PromptTemplate
 
 DEFAULT_TEXT: Final = "Hi! What is in this image?"
 """Of NeMo's query client."""
@@ -34,23 +34,27 @@ _TURNS: Final = ("<extra_id_1>", "<extra_id_7>")
 
 
 class Conversation(NamedTuple):
-    """One template."""
+    """One template; the fields are those of `PromptTemplate`."""
 
     before: str
-    after: str
+    turn: str
+    between: str
+    lead: str
     stop_strings: tuple[str, ...]
 
 
 def _nvgpt(system: str, labels: str = "") -> Conversation:
     return Conversation(
-        f"<extra_id_0>System\n{system}\n<extra_id_1>User\n",
-        f"\n{TEXT_SLOT}\n<extra_id_1>Assistant\n{labels}",
-        _TURNS,
+        before=f"<extra_id_0>System\n{system}\n",
+        turn=f"<extra_id_1>User\n{TEXT_SLOT}\n<extra_id_1>Assistant\n{labels}",
+        between="\n",
+        lead="",
+        stop_strings=_TURNS,
     )
 
 
 # v1 and llama_2 end an answer with a piece whose id NeMo replaces by that of the end of a sequence.
-_V1: Final = Conversation(f"{_CURIOUS} USER: ", f"\n{TEXT_SLOT} ASSISTANT:", ())
+_V1: Final = Conversation(f"{_CURIOUS} ", f"USER: {TEXT_SLOT} ASSISTANT:", "<extra_id_7>", " ", ())
 _NVGPT: Final = _nvgpt(f"{_CURIOUS}\n", _LABELS)
 
 CONVERSATIONS: Final = {
@@ -59,7 +63,9 @@ CONVERSATIONS: Final = {
     "nv_steerlm": _NVGPT,
     "v1": _V1,
     "vicuna_v1": _V1,
-    "llama_2": Conversation(f" [INST] <<SYS>>\n{_HELPFUL}\n<</SYS>>\n\n", f"\n{TEXT_SLOT} [/INST]", ()),
+    "llama_2": Conversation(
+        f" [INST] <<SYS>>\n{_HELPFUL}\n<</SYS>>\n\n", f"{TEXT_SLOT} [/INST]", " <extra_id_7> [INST] ", " ", ()
+    ),
 }
 """By `data.conv_template`."""
 
@@ -71,7 +77,12 @@ def prompt_template(conversation: Conversation, *, start_end: bool) -> PromptTem
         conversation: The checkpoint's.
         start_end: `mm_cfg.use_im_start_end`.
     """
-    before, after = conversation.before, conversation.after
-    if start_end:
-        before, after = before + MEDIA_START, MEDIA_END + after
-    return PromptTemplate(before=before, after=after, default_text=DEFAULT_TEXT)
+    media = f"{MEDIA_START}{MEDIA_SLOT}{MEDIA_END}" if start_end else MEDIA_SLOT
+    return PromptTemplate(
+        before=conversation.before,
+        turn=conversation.turn,
+        lead=conversation.lead,
+        between=conversation.between,
+        medium=f"{media}\n",
+        default_text=DEFAULT_TEXT,
+    )

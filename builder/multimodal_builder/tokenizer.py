@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,7 +17,7 @@ from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.errors import unreadable
 from multimodal_builder.sentencepiece_model import ModelKind, PieceKind, SentencePieceModel, parse
 from multimodal_builder.templates import MEDIA_END, MEDIA_START
-from multimodal_recipes.prompt import render
+from multimodal_recipes.prompt import MediaSlot, Medium, Turn, render
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
 
@@ -176,24 +176,26 @@ def _check(
     Returns:
         The shortest prompt's length, without media.
     """
-    shortest = 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, TOKENIZER_NAME)
         path.write_bytes(serialised)
         tokenizer = ServingTokenizer(path, add_bos=False)
-    media = MEDIA_START + MEDIA_PATCH + MEDIA_END  # three pieces, whose places three media rows take
+    media = "".join(_MEDIA)  # three pieces, whose places three media rows take
+    shortest = 0
     for text in ("", *SAMPLES):
-        before, _, after = (part if isinstance(part, str) else "" for part in render(template, text, rows=3))
-        wanted = reference.encode(before + media + after)
-        prompt = tokenizer.encode(render(served, text, rows=3))
-        (span,) = prompt.media
-        places = range(span.start, span.start + span.length)
-        found = [wanted[place] if place in places else token for place, token in enumerate(prompt.ids)]
-        if found != wanted or list(wanted[span.start : span.start + 3]) != [reference.piece_to_id(p) for p in _MEDIA]:
-            raise _differs(at, text, wanted, found)
-        if tokenizer.decode(wanted) != reference.decode(wanted):
-            raise _differs(at, text, reference.decode(wanted), tokenizer.decode(wanted))
-        shortest = shortest or len(wanted) - span.length
+        asked = Turn((Medium((MediaSlot(len(_MEDIA)),)), text))
+        for turns in ((asked,), (replace(asked, answer=text), asked)):
+            whole = "".join(part if isinstance(part, str) else media for part in render(template, turns))
+            wanted = reference.encode(whole)
+            prompt = tokenizer.encode(render(served, turns))
+            found = list(prompt.ids)
+            for span in prompt.media:
+                found[span.start : span.start + span.length] = [reference.piece_to_id(piece) for piece in _MEDIA]
+            if found != wanted:
+                raise _differs(at, text, wanted, found)
+            if tokenizer.decode(wanted) != reference.decode(wanted):
+                raise _differs(at, text, reference.decode(wanted), tokenizer.decode(wanted))
+            shortest = shortest or len(wanted) - prompt.media_length
     return shortest
 
 

@@ -15,7 +15,8 @@ from multimodal_modeling.generate import generate
 from multimodal_modeling.model import MultimodalModel
 from multimodal_modeling.sampling import SamplingParameters
 from multimodal_recipes.images import preprocess
-from multimodal_recipes.prompt import render
+from multimodal_recipes.layout import lay_out
+from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.recipe import LLM_DIR
 from multimodal_recipes.tokenizer import TOKENIZER_NAME, Tokenizer
 
@@ -62,11 +63,11 @@ def _answer(model_dir: Path, inputs: BuildInputs) -> str:
         model_dir, dtype=getattr(torch, inputs.dtype.value), device=torch.device("cuda" if on_gpu else "cpu")
     )
     recipe = model.recipe
+    vision = recipe.seeing()
     tokenizer = Tokenizer(model_dir / LLM_DIR / TOKENIZER_NAME, add_bos=recipe.add_bos)
-    prompt = tokenizer.encode(
-        render(recipe.template, recipe.template.default_text, rows=recipe.vision.tokens_per_image)
-    )
-    pixels = preprocess(_picture(), recipe.vision.preprocessing, at="generated picture")
+    turn = Turn((lay_out(vision), recipe.template.default_text))
+    prompt = tokenizer.encode(render(recipe.template, (turn,)))
+    pixels = preprocess(_picture(), vision.preprocessing, at="generated picture")
     media = model.media.encode(torch.from_numpy(pixels))
     at = [place for span in prompt.media for place in range(span.start, span.start + span.length)]
     embeddings = model.prompt_embeddings(prompt.ids, at, media.flatten(0, 1))

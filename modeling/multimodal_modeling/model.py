@@ -39,7 +39,7 @@ class MultimodalModel:
         recipe = read_recipe(model_dir)
         return cls(
             recipe=recipe,
-            media=MediaEncoder.load(model_dir, recipe.vision, dtype=dtype, device=device),
+            media=MediaEncoder.load(model_dir, recipe.seeing(), dtype=dtype, device=device),
             llm=LanguageModel.load(model_dir, dtype=dtype, device=device),
         )
 

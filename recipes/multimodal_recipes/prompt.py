@@ -1,19 +1,22 @@
-"""Prompts: a user turn as text and media, and the token ids made of it, with media positions kept out of band."""
+"""Prompts: a conversation as text and media, and the token ids made of it, with media positions kept out of band."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from multimodal_recipes.recipe import TEXT_SLOT
+from multimodal_recipes.recipe import MEDIA_SLOT, TEXT_SLOT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     from multimodal_recipes.recipe import PromptTemplate
 
 
 @dataclass(frozen=True, slots=True)
 class MediaSlot:
-    """The place of one picture in a prompt."""
+    """A place of media rows in a prompt."""
 
     rows: int
     """Rows of prompt embeddings that it takes."""
@@ -34,7 +37,7 @@ class Prompt:
     ids: tuple[int, ...]
     """One per position. At media positions stands `FILLER`; only `media` says which positions those are."""
     media: tuple[Span, ...]
-    """In order of the pictures, without overlap."""
+    """One for each slot, in their order, without overlap."""
 
     @property
     def media_length(self) -> int:
@@ -46,16 +49,72 @@ FILLER = 0
 """Id written at media positions, whose embedding is overwritten; as text, the same id is an ordinary token."""
 
 
-def render(template: PromptTemplate, text: str, *, rows: int) -> tuple[str | MediaSlot, ...]:
-    """Put a user's text into the template of one turn with one picture.
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """One picture, video or recording in a user's content; `multimodal_recipes.layout` makes it."""
+
+    parts: tuple[str | MediaSlot, ...]
+    """Its rows and the texts that stand between them, in order."""
+
+    @property
+    def slots(self) -> tuple[MediaSlot, ...]:
+        """Its places; the spans of a tokenised prompt are those of all media, one after the other."""
+        return tuple(part for part in self.parts if isinstance(part, MediaSlot))
+
+    @property
+    def rows(self) -> int:
+        """Rows of prompt embeddings that it takes."""
+        return sum(slot.rows for slot in self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a user said, and what was answered."""
+
+    content: tuple[str | Medium, ...]
+    """In order; media that the user gave no place stand in front."""
+    answer: str | None = None
+    """None where the model is asked for it."""
+
+
+def render(template: PromptTemplate, turns: Sequence[Turn]) -> tuple[str | MediaSlot, ...]:
+    """Put a conversation into a template.
 
     Args:
-        template: the family's turn.
-        text: what the user wrote. It is text wherever it stands: it is never searched for slots or braces.
-        rows: rows of prompt embeddings that the picture takes.
+        template: The model's.
+        turns: All but the last have an answer. What a user wrote is text wherever it stands: it is never searched for
+            slots or braces.
 
     Returns:
-        Text and media slots, in order.
+        Text and media slots, in order; no two texts side by side, none empty.
+
+    Raises:
+        ValueError: a turn before the last has no answer.
     """
-    ahead, _, behind = template.after.partition(TEXT_SLOT)
-    return (template.before, MediaSlot(rows), f"{ahead}{text}{behind}")
+    if any(turn.answer is None for turn in turns[:-1]):
+        raise ValueError("every turn before the last must have an answer")
+    parts: list[str | MediaSlot] = [template.before]
+    for number, turn in enumerate(turns):
+        if number:
+            parts.append(template.between)
+        ahead, _, behind = template.turn.partition(TEXT_SLOT)
+        parts.append(ahead)
+        for content in turn.content:
+            parts += [content] if isinstance(content, str) else _place(template, content)
+        parts.append(behind)
+        if turn.answer is not None:
+            parts.append(template.lead + turn.answer)
+    return tuple(_joined(parts))
+
+
+def _place(template: PromptTemplate, medium: Medium) -> tuple[str | MediaSlot, ...]:
+    ahead, _, behind = template.medium.partition(MEDIA_SLOT)
+    return (ahead, *medium.parts, behind)
+
+
+def _joined(parts: Iterable[str | MediaSlot]) -> Iterator[str | MediaSlot]:
+    for is_text, group in groupby(parts, key=lambda part: isinstance(part, str)):
+        if not is_text:
+            yield from group
+        elif text := "".join(str(part) for part in group):
+            yield text

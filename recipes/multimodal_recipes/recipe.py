@@ -8,36 +8,56 @@ from typing import Annotated, Final, Self
 from pydantic import Field, field_validator, model_validator
 
 from multimodal_api.base import OpenModel
+from multimodal_api.errors import ProductError
 from multimodal_api.families import Family
+from multimodal_api.reasons import Reason
 
 RECIPE_NAME: Final = "recipe.json"
 LLM_DIR: Final = "llm"
 VISION_DIR: Final = "vision"
 PROJECTOR_DIR: Final = "projector"
 TEXT_SLOT: Final = "{text}"
-"""Where the user's text stands in a template; found as it is, the template is never a Python format string."""
+"""Where a user's content stands in a turn; found as it is, the template is never a Python format string."""
+MEDIA_SLOT: Final = "{media}"
+"""Where the rows of one medium stand in `PromptTemplate.medium`."""
 
 
 class PromptTemplate(OpenModel):
-    """One user turn: `before` + media + `after.format(text)`, where `{text}` stands for the user's text.
+    """A conversation as text: `before`, then turns and answers, with `between` between an answer and the next turn.
 
     The strings are the training-time template of the checkpoint's `data.conv_template`, not that of NeMo's removed
     runner, wherever the two differ.
     """
 
     before: str
-    """Text in front of the media."""
-    after: str
-    """Text behind the media; holds `{text}` once."""
+    """Text in front of the first turn: the system part."""
+    turn: str
+    """One user turn, up to where the answer begins; holds `{text}` once."""
+    lead: str = ""
+    """Text between a turn and its answer, where the answer is given: what the model itself writes first, and what is
+    cut off from an answer when it is handed out."""
+    between: str
+    """Text between an answer and the next turn."""
+    medium: str
+    """How one medium stands in a user's content; holds `{media}` once."""
     default_text: str
     """What is asked when a client library asks nothing; the wire refuses an empty text."""
 
-    @field_validator("after")
+    @field_validator("turn")
     @classmethod
-    def _one_place_for_the_text(cls, after: str) -> str:
-        if after.count(TEXT_SLOT) != 1:
-            raise ValueError(f"must hold {TEXT_SLOT} exactly once")
-        return after
+    def _one_place_for_the_text(cls, turn: str) -> str:
+        return _with_one(TEXT_SLOT, turn)
+
+    @field_validator("medium")
+    @classmethod
+    def _one_place_for_the_rows(cls, medium: str) -> str:
+        return _with_one(MEDIA_SLOT, medium)
+
+
+def _with_one(slot: str, text: str) -> str:
+    if text.count(slot) != 1:
+        raise ValueError(f"must hold {slot} exactly once")
+    return text
 
 
 class FrameResize(StrEnum):
@@ -82,8 +102,47 @@ class FeatureSelect(StrEnum):
     """All."""
 
 
+class FrameSampling(StrEnum):
+    """Which frames of a video a model sees."""
+
+    TRUNCATED = "truncated"
+    """`num_frames` of them, evenly spaced from the first to the last, places rounded down; the last frame is repeated
+    where the video has fewer."""
+    ROUNDED = "rounded"
+    """All of at most `num_frames`; of more, as many as make the step between them whole, places rounded."""
+
+
+class VideoLayout(StrEnum):
+    """In which order a video's features become rows of the prompt."""
+
+    FRAMES = "frames"
+    """All rows of the first frame, then all of the second, and so on."""
+    TEMPORAL_SPATIAL_POOL = "temporal-spatial-pool"
+    """One row per frame, its mean; then four frames, their grids averaged 2 by 2."""
+    TEMPORAL_SPATIAL = "temporal-spatial"
+    """One row per frame, its mean; then the mean of all frames."""
+    TEMPORAL_ALL_RESOLUTION = "temporal-all-resolution"
+    """`sample_frames` whole frames, each between its marks; then one row per frame, its mean, between the video's."""
+
+
+class VideoRecipe(OpenModel):
+    """How a video's frames are chosen, and how their rows stand in the prompt."""
+
+    num_frames: Annotated[int, Field(ge=1)] | None
+    """Most frames that are seen; None is all."""
+    sampling: FrameSampling
+    layout: VideoLayout
+    sample_frames: Annotated[int, Field(ge=1)] = 4
+    """Frames shown whole by `temporal-all-resolution`; evenly spaced among those seen, places rounded."""
+    frame_start: str = ""
+    """Text in front of the rows of a whole frame, and so on."""
+    frame_end: str = ""
+    video_start: str = ""
+    video_end: str = ""
+
+
 class VisionRecipe(OpenModel):
-    """How pictures become rows of prompt embeddings."""
+    """How pictures and videos become rows of prompt embeddings."""
 
     preprocessing: ImagePreprocessing
     select_layer: int
@@ -92,7 +151,22 @@ class VisionRecipe(OpenModel):
     class_token_length: Annotated[int, Field(ge=0)]
     """Leading tokens that `patch` drops."""
     tokens_per_image: Annotated[int, Field(ge=1)]
-    """Rows of the prompt per picture, after the projector."""
+    """Rows per picture or frame, after the projector."""
+    video: VideoRecipe | None = None
+    """Of families that take videos; None: each medium is one picture."""
+
+
+class AudioRecipe(OpenModel):
+    """How a waveform becomes rows of prompt embeddings."""
+
+    sample_rate: Annotated[int, Field(ge=1)]
+    """Samples per second that the encoder takes."""
+
+
+class TimeTokens(OpenModel):
+    """Places in a video as tokens `<t0>` ... `<t(count-1)>`, from its beginning to its end."""
+
+    count: Annotated[int, Field(ge=2)]
 
 
 class ProjectorConfig(OpenModel):
@@ -111,7 +185,9 @@ class Recipe(OpenModel):
 
     family: Family
     template: PromptTemplate
-    vision: VisionRecipe
+    vision: VisionRecipe | None = None
+    audio: AudioRecipe | None = None
+    """Exactly one of the two is there."""
     vocab_size: Annotated[int, Field(ge=1)]
     """Size of the tokenizer: ids at or above it are padding rows of the embedding and are never sampled."""
     eos_token_ids: tuple[int, ...]
@@ -122,3 +198,26 @@ class Recipe(OpenModel):
     """Whether the beginning-of-sequence token stands in front of the prompt; no NeVA template has it."""
     max_positions: Annotated[int, Field(ge=1)]
     """Longest sequence, prompt and answer, that the language model was made for."""
+    time_tokens: TimeTokens | None = None
+    """Of models that were trained to say when."""
+
+    @model_validator(mode="after")
+    def _one_modality(self) -> Self:
+        if (self.vision is None) == (self.audio is None):
+            raise ValueError("exactly one of vision and audio must be there")
+        return self
+
+    def seeing(self) -> VisionRecipe:
+        """Give the vision recipe of a family that has one.
+
+        Raises:
+            ProductError: the family hears.
+        """
+        if self.vision is None:
+            raise ProductError(
+                Reason.UNSUPPORTED_MODEL,
+                at=RECIPE_NAME,
+                problem=f"a model of the family {self.family} takes audio, no pictures",
+                remedy="give it audio, or use a model of a family that sees",
+            )
+        return self.vision

@@ -17,7 +17,8 @@ from multimodal_api.logs import FIELDS
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Done, FinishReason, Generate, MediaInput, MediaSpan, Sampling
 from multimodal_recipes.images import preprocess
-from multimodal_recipes.prompt import render
+from multimodal_recipes.layout import lay_out
+from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.tokenizer import TextStream
 from multimodal_server.limits import Question, check_prompt, read_question
 
@@ -91,7 +92,7 @@ class Responder:
         Raises:
             ProductError: there is no answer.
         """
-        template, vision = self._engine.recipe.template, self._engine.recipe.vision
+        template, vision = self._engine.recipe.template, self._engine.recipe.seeing()
         edge = vision.preprocessing.image_size
         question = Question(
             text=template.default_text,
@@ -114,8 +115,9 @@ class Responder:
 
     def _prepare(self, question: Question) -> _Prepared:
         recipe = self._engine.recipe
-        parts = render(recipe.template, question.text, rows=recipe.vision.tokens_per_image)
-        prompt = self._engine.tokenizer.encode(parts)
+        vision = recipe.seeing()
+        turn = Turn((lay_out(vision, len(question.frames)), question.text))
+        prompt = self._engine.tokenizer.encode(render(recipe.template, (turn,)))
         check_prompt(
             prompt,
             max_output_len=question.max_output_len,
@@ -124,7 +126,7 @@ class Responder:
         )
         return _Prepared(
             prompt=prompt,
-            pixels=preprocess(question.frames, recipe.vision.preprocessing, at=wire.INPUT_MEDIA.name),
+            pixels=preprocess(question.frames, vision.preprocessing, at=wire.INPUT_MEDIA.name),
         )
 
     def _generate(self, question: Question, prepared: _Prepared, sampling: Sampling) -> str:

@@ -43,7 +43,8 @@ from multimodal_modeling.generate import generate
 from multimodal_modeling.model import MultimodalModel
 from multimodal_modeling.sampling import SamplingParameters
 from multimodal_recipes.images import preprocess
-from multimodal_recipes.prompt import render
+from multimodal_recipes.layout import lay_out
+from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.recipe import Recipe
 from multimodal_recipes.tokenizer import Tokenizer
 from support.archives import CLASSIC, DISTRIBUTED, TINY, Archive
@@ -202,7 +203,7 @@ def ask() -> Question:
 
 def served_logits(model: MultimodalModel, question: Question) -> tuple[Tensor, Tensor]:
     """Run the worker's path; give the prompt's embeddings and [tokens, rows] logits."""
-    rows = model.recipe.vision.tokens_per_image
+    rows = model.recipe.seeing().tokens_per_image
     at = range(len(question.before), len(question.before) + rows)
     ids = [*question.before, *[0] * rows, *question.after]
     embeddings = model.prompt_embeddings(ids, at, model.media.encode(question.pixels).flatten(0, 1))
@@ -231,7 +232,7 @@ def load(out: Path) -> MultimodalModel:
 def test_served_logits_are_transformers_logits(tmp_path: Path, sizes: Sizes) -> None:
     reference = make_reference(sizes)
     out = convert(write_checkpoint(tmp_path, reference, sizes), tmp_path / "out")
-    assert load(out).recipe.vision.tokens_per_image == sizes.media
+    assert load(out).recipe.seeing().tokens_per_image == sizes.media
     assert difference(out, reference, sizes) <= TOLERANCE
 
 
@@ -292,7 +293,7 @@ def plain_theta(*args: Any, **kwargs: Any) -> Any:
 def edit_recipe(out: Path, **changes: object) -> None:
     path = out / "recipe.json"
     recipe = Recipe.model_validate_json(path.read_bytes())
-    changed = recipe.model_copy(update={"vision": recipe.vision.model_copy(update=changes)})
+    changed = recipe.model_copy(update={"vision": recipe.seeing().model_copy(update=changes)})
     path.write_text(changed.model_dump_json(by_alias=True))
 
 
@@ -389,8 +390,9 @@ def test_held_out_questions_are_answered_from_the_canonical_model(
 def answer(model: MultimodalModel, tokenizer: Tokenizer, question: dict[str, str]) -> str:
     recipe = model.recipe
     picture = np.asarray(Image.open(TINY / "heldout" / question["picture"]).convert("RGB"))[None]
-    prompt = tokenizer.encode(render(recipe.template, question["question"], rows=recipe.vision.tokens_per_image))
-    media = model.media.encode(torch.from_numpy(preprocess(picture, recipe.vision.preprocessing, at="picture")))
+    vision = recipe.seeing()
+    prompt = tokenizer.encode(render(recipe.template, (Turn((lay_out(vision), question["question"])),)))
+    media = model.media.encode(torch.from_numpy(preprocess(picture, vision.preprocessing, at="picture")))
     at = [place for span in prompt.media for place in range(span.start, span.start + span.length)]
     tokens = generate(
         model.llm,
@@ -408,8 +410,7 @@ def test_the_start_and_end_of_media_stay_where_training_kept_them(tmp_path: Path
     reference = make_reference(Sizes())
     kept = convert(write_checkpoint(tmp_path, reference, Sizes(start_end=True)), tmp_path / "kept")
     template = Recipe.model_validate_json((kept / "recipe.json").read_bytes()).template
-    assert template.before.endswith("<extra_id_4>")
-    assert template.after.startswith("<extra_id_5>\n")
+    assert template.medium == "<extra_id_4>{media}<extra_id_5>\n"
 
 
 def request_for(archive: Path, dtype: Dtype) -> BuildRequest:

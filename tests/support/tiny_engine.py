@@ -41,8 +41,10 @@ STD: Final = (0.26862954, 0.26130258, 0.27577711)
 RECIPE: Final = Recipe(
     family=Family.NEVA,
     template=PromptTemplate(
-        before="<extra_id_0>System\n\n<extra_id_1>User\n",
-        after="\n{text}\n<extra_id_1>Assistant\n",
+        before="<extra_id_0>System\n\n",
+        turn="<extra_id_1>User\n{text}\n<extra_id_1>Assistant\n",
+        between="\n",
+        medium="{media}\n",
         default_text="Hi! What is in this image?",
     ),
     vision=VisionRecipe(

@@ -13,6 +13,7 @@ import pytest
 
 from multimodal_api.build import BuildReport, Outcome, Stage
 from multimodal_api.engine import (
+    ENGINE_FORMAT,
     MANIFEST_NAME,
     Backend,
     BuildInputs,
@@ -183,7 +184,9 @@ def test_a_damaged_engine_is_built_again_or_refused(request_: BuildRequest, engi
         case "another key":
             manifest.write_text(manifest.read_text().replace(request_.key, OTHER_KEY))
         case "an old format":
-            manifest.write_text(manifest.read_text().replace('"engineFormat": 1', '"engineFormat": 0'))
+            current = f'"engineFormat": {ENGINE_FORMAT}'
+            assert current in manifest.read_text()
+            manifest.write_text(manifest.read_text().replace(current, '"engineFormat": 1'))
     with pytest.raises(ProductError) as caught:
         build(replace(request_, expect_engine=True), engines)
     assert caught.value.failure.reason is Reason.ENGINE_CORRUPT

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from multimodal_api.engine import MANIFEST_NAME
+from multimodal_api.engine import ENGINE_FORMAT, MANIFEST_NAME
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_server.engine import HASHED_BYTES, open_engine
@@ -72,7 +72,7 @@ def flip(name: str) -> Callable[[Path], None]:
             edit_manifest(lambda manifest: manifest.update(engineFormat=99)),
             Reason.ENGINE_CORRUPT,
             MANIFEST_NAME,
-            ["99", "reads 1"],
+            ["99", f"reads {ENGINE_FORMAT}"],
         ),
         (
             write("model/llm/model.safetensors", bytes(HASHED_BYTES)),

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from multimodal_api.errors import ProductError
+from multimodal_api.families import Family
+from multimodal_recipes.layout import lay_out
+from multimodal_recipes.prompt import MediaSlot
+from multimodal_recipes.recipe import AudioRecipe, FrameSampling, Recipe, VideoLayout, VideoRecipe
+from tests.support.tiny_engine import RECIPE, TOKENS_PER_IMAGE
+
+ROWS = 9
+"""A grid of 3 by 3: pooled 2 by 2, one cell is left."""
+
+
+def video(layout: VideoLayout, **changes: Any) -> VideoRecipe:
+    return VideoRecipe(num_frames=8, sampling=FrameSampling.ROUNDED, layout=layout, **changes)
+
+
+def test_a_picture_is_one_slot() -> None:
+    assert lay_out(RECIPE.seeing()).parts == (MediaSlot(TOKENS_PER_IMAGE),)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parts"),
+    [
+        (video(VideoLayout.FRAMES), (MediaSlot(5 * ROWS),)),
+        (video(VideoLayout.TEMPORAL_SPATIAL), (MediaSlot(5 + ROWS),)),
+        (video(VideoLayout.TEMPORAL_SPATIAL_POOL), (MediaSlot(5 + 4 * 1),)),
+        (
+            video(
+                VideoLayout.TEMPORAL_ALL_RESOLUTION,
+                sample_frames=2,
+                frame_start="<f>",
+                frame_end="</f>",
+                video_start="<v>",
+                video_end="</v>",
+            ),
+            ("<f>", MediaSlot(ROWS), "</f>", "<f>", MediaSlot(ROWS), "</f>", "<v>", MediaSlot(5), "</v>"),
+        ),
+    ],
+    ids=lambda value: value.layout if isinstance(value, VideoRecipe) else "",
+)
+def test_a_video_of_five_frames(recipe: VideoRecipe, parts: tuple[object, ...]) -> None:
+    vision = RECIPE.seeing().model_copy(update={"tokens_per_image": ROWS, "video": recipe})
+    assert lay_out(vision, 5).parts == parts
+
+
+def test_a_recipe_has_one_modality() -> None:
+    fields = RECIPE.model_dump()
+    with pytest.raises(ValidationError, match="exactly one"):
+        Recipe.model_validate(fields | {"vision": None})
+    with pytest.raises(ValidationError, match="exactly one"):
+        Recipe.model_validate(fields | {"audio": {"sample_rate": 16_000}})
+    hearing = RECIPE.model_copy(
+        update={"family": Family.SALM, "vision": None, "audio": AudioRecipe(sample_rate=16_000)}
+    )
+    with pytest.raises(ProductError, match="salm takes audio"):
+        hearing.seeing()
