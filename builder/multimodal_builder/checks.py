@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from multimodal_api.errors import Failure
 from multimodal_api.reasons import Reason
 from multimodal_builder.checkpoints.config import CONFIG_NAME, ModelConfig
+from multimodal_builder.mappings.architectures import fitting_types, nearest
 from multimodal_builder.templates import CONVERSATIONS
 from multimodal_recipes.recipe import FeatureSelect
 
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from multimodal_api.engine import TokenLimits
+    from multimodal_api.families import LlmType
     from multimodal_builder.towers import TowerConfig
 
-OTHER_TYPE: Final = "set spec.model.llmType to the type the checkpoint has, if this version serves it"
 CONVERT: Final = "convert the checkpoint with NeMo first"
 
 
@@ -32,7 +33,7 @@ class ConfigRule(NamedTuple):
     reason: Reason = Reason.CHECKPOINT_CONFIG
 
 
-LLAMA: Final = (
+DECODER: Final = (
     ConfigRule(
         "mcore_gpt",
         lambda c: c.mcore_gpt,
@@ -40,49 +41,6 @@ LLAMA: Final = (
         "only Megatron-core's names of weights are read by this version",
         CONVERT,
         Reason.UNSUPPORTED_MODEL,
-    ),
-    ConfigRule(
-        "num_moe_experts",
-        lambda c: c.num_moe_experts,
-        lambda c: not c.num_moe_experts,
-        "llmType llama has no experts",
-        OTHER_TYPE,
-    ),
-    ConfigRule(
-        "normalization",
-        lambda c: c.normalization,
-        lambda c: c.normalization == "rmsnorm",
-        "llmType llama has rmsnorm",
-        OTHER_TYPE,
-    ),
-    ConfigRule(
-        "layernorm_zero_centered_gamma",
-        lambda c: c.layernorm_zero_centered_gamma,
-        lambda c: not c.layernorm_zero_centered_gamma,
-        "llmType llama stores the weights of its norms as they are",
-        OTHER_TYPE,
-    ),
-    ConfigRule(
-        "activation",
-        lambda c: c.activation,
-        lambda c: c.activation in {"swiglu", "fast-swiglu"},
-        "llmType llama has swiglu",
-        OTHER_TYPE,
-    ),
-    ConfigRule("bias", lambda c: c.bias, lambda c: not c.bias, "llmType llama has no biases", OTHER_TYPE),
-    ConfigRule(
-        "position_embedding_type",
-        lambda c: c.position_embedding_type,
-        lambda c: c.position_embedding_type == "rope",
-        "llmType llama has rope",
-        OTHER_TYPE,
-    ),
-    ConfigRule(
-        "rotary_percentage",
-        lambda c: c.rotary_percentage,
-        lambda c: c.rotary_percentage == 1,
-        "llmType llama rotates whole heads",
-        OTHER_TYPE,
     ),
     ConfigRule(
         "seq_len_interpolation_factor",
@@ -115,6 +73,7 @@ LLAMA: Final = (
         "give kv_channels, or correct the two",
     ),
 )
+"""Of the language model, whatever its type."""
 
 NEVA: Final = (
     ConfigRule(
@@ -181,9 +140,9 @@ NEVA: Final = (
 )
 
 
-def check_config(config: ModelConfig) -> Iterator[Failure]:
-    """List every rule that a NeVA checkpoint with a Llama breaks."""
-    for rule in (*NEVA, *LLAMA):
+def check_config(config: ModelConfig, llm_type: LlmType) -> Iterator[Failure]:
+    """List every rule that a NeVA checkpoint breaks."""
+    for rule in (*NEVA, *DECODER):
         if not rule.holds(config):
             yield Failure(
                 reason=rule.reason,
@@ -191,6 +150,23 @@ def check_config(config: ModelConfig) -> Iterator[Failure]:
                 problem=f"is {rule.value(config)!r}, but {rule.why}",
                 remedy=rule.remedy,
             )
+    yield from _check_llm_type(config, llm_type)
+
+
+def _check_llm_type(config: ModelConfig, llm_type: LlmType) -> Iterator[Failure]:
+    """List every key that keeps the type from holding the language model, and name the types that can."""
+    architecture = nearest(config, llm_type)
+    others = fitting_types(config)
+    for requirement in architecture.broken(config):
+        yield Failure(
+            reason=Reason.CHECKPOINT_CONFIG if others else Reason.UNSUPPORTED_MODEL,
+            at=f"{CONFIG_NAME}: {requirement.key}",
+            problem=f"is {requirement.value(config)!r}, but llmType {llm_type} ({architecture.name}) "
+            f"needs {requirement.needs}",
+            remedy=f"set spec.model.llmType to {' or '.join(others)}"
+            if others
+            else "use another checkpoint: no llmType of this version has this combination of settings",
+        )
 
 
 def check_tower(config: ModelConfig, tower: TowerConfig) -> Iterator[Failure]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from multimodal_builder.casts import cast
 from multimodal_builder.checkpoints.tensors import TensorInfo
-from multimodal_builder.llama_config import JsonObject, generation_config, llama_config
-from multimodal_builder.mappings import clip, llama, projector
+from multimodal_builder.mappings import clip, projector
 from multimodal_builder.mappings.base import Mapped, interpret
 from multimodal_recipes.recipe import LLM_DIR, PROJECTOR_DIR, VISION_DIR, ProjectorConfig
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from multimodal_builder.checkpoints.nemo import NemoCheckpoint
     from multimodal_builder.checkpoints.tensors import Array, TensorSource
-    from multimodal_builder.mappings.llama import LlamaShape
+    from multimodal_builder.mappings.language_model import JsonObject, LanguageModel
     from multimodal_builder.tokenizer import ConvertedTokenizer
     from multimodal_builder.towers import Tower
 
@@ -55,17 +54,20 @@ class Component:
         return max(sizes, key=lambda dtype: sizes[dtype], default="F32")
 
 
-def llm_component(checkpoint: NemoCheckpoint, shape: LlamaShape, tokenizer: ConvertedTokenizer) -> Component:
+def llm_component(
+    checkpoint: NemoCheckpoint, language_model: LanguageModel, tokenizer: ConvertedTokenizer
+) -> Component:
     """Plan `llm/`: everything in the checkpoint that belongs to no other component."""
     others = (clip.ARCHIVE_PREFIX, projector.ARCHIVE_PREFIX)
     infos = {name: info for name, info in checkpoint.tensors.infos().items() if not name.startswith(others)}
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     return Component(
         LLM_DIR,
         checkpoint.tensors,
-        interpret(llama.rules(shape), infos, llama.parameters(shape)),
+        interpret(language_model.rules, infos, language_model.parameters),
         {
-            "config.json": llama_config(checkpoint.config, shape, bos=tokenizer.bos, eos=tokenizer.eos),
-            "generation_config.json": generation_config(bos=tokenizer.bos, eos=tokenizer.eos),
+            "config.json": language_model.config | ids,
+            "generation_config.json": ids | {"do_sample": False},  # greedy: NeMo's default on the wire
             **tokenizer.files,
         },
     )

@@ -99,7 +99,7 @@ def _report(path: Path, family: Family, llm_type: LlmType, problems: list[Failur
 
 
 def _describe(path: Path, llm_type: LlmType, plan: Plan, dtype: Dtype, limits: TokenLimits | None) -> Inspection:
-    shape, recipe = plan.llama, plan.recipe
+    shape, recipe = plan.language_model, plan.recipe
     vision = recipe.seeing()
     infos = [info for part in plan.components for step in part.mapped.steps for _, info in step.targets]
     parameters = sum(info.nbytes // _STORED[info.dtype] for info in infos)

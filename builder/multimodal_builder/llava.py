@@ -96,6 +96,6 @@ def _config(plan: Plan, parts: dict[str, Component], *, dtype: str) -> dict[str,
         "vision_feature_select_strategy": _STRATEGY[seen.select_feature],
         "text_config": text,
         "vision_config": vision,
-        "tie_word_embeddings": plan.llama.tied,
+        "tie_word_embeddings": plan.language_model.tied,
         "torch_dtype": dtype,
     }

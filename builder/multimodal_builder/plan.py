@@ -11,8 +11,8 @@ from multimodal_api.reasons import Reason
 from multimodal_builder import checks
 from multimodal_builder.components import Component, llm_component, projector_component, vision_component
 from multimodal_builder.lora import Adapters, merge_adapters
-from multimodal_builder.mappings import llama
-from multimodal_builder.mappings.llama import LlamaShape
+from multimodal_builder.mappings import megatron
+from multimodal_builder.mappings.architectures import nearest
 from multimodal_builder.templates import CONVERSATIONS, prompt_template
 from multimodal_builder.tokenizer import ConvertedTokenizer, convert_tokenizer
 from multimodal_builder.towers import Tower, find_tower
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from multimodal_builder.checkpoints.config import ModelConfig
     from multimodal_builder.checkpoints.nemo import NemoCheckpoint
+    from multimodal_builder.mappings.language_model import LanguageModel
 
 SHOWN: Final = 5
 """Names that an error prints of a list; the rest is counted."""
@@ -36,7 +37,7 @@ class Plan:
 
     components: tuple[Component, ...]
     recipe: Recipe
-    llama: LlamaShape
+    language_model: LanguageModel
     tower: Tower
     prompt_tokens: int
     """Of the shortest prompt, without media."""
@@ -57,7 +58,7 @@ def make_plan(checkpoint: NemoCheckpoint, family: Family, llm_type: LlmType) -> 
     """
     if family not in IMPLEMENTED_FAMILIES or llm_type not in IMPLEMENTED_LLM_TYPES:
         return None, [_unsupported(family, llm_type)]
-    problems = list(checks.check_config(checkpoint.config))
+    problems = list(checks.check_config(checkpoint.config, llm_type))
     checkpoint = _attempt(lambda: _merged(checkpoint), problems) or checkpoint
     tokenizer = None if problems else _attempt(lambda: _tokenizer(checkpoint), problems)
     tower = _attempt(lambda: find_tower(checkpoint.config, checkpoint.path), problems)
@@ -65,7 +66,7 @@ def make_plan(checkpoint: NemoCheckpoint, family: Family, llm_type: LlmType) -> 
         problems += checks.check_tower(checkpoint.config, tower.config)
     if tokenizer is None or tower is None:
         return None, problems
-    plan = _attempt(lambda: _assemble(checkpoint, family, tokenizer, tower), problems)
+    plan = _attempt(lambda: _assemble(checkpoint, family, llm_type, tokenizer, tower), problems)
     return (None if problems else plan), problems
 
 
@@ -104,14 +105,16 @@ def _tokenizer(checkpoint: NemoCheckpoint) -> ConvertedTokenizer:
     )
 
 
-def _assemble(checkpoint: NemoCheckpoint, family: Family, tokenizer: ConvertedTokenizer, tower: Tower) -> Plan:
+def _assemble(
+    checkpoint: NemoCheckpoint, family: Family, llm_type: LlmType, tokenizer: ConvertedTokenizer, tower: Tower
+) -> Plan:
     config = checkpoint.config
-    shape = LlamaShape.from_config(config, rows=_embedding_rows(checkpoint, tokenizer.vocab_size))
+    language_model = nearest(config, llm_type).build(config, rows=_embedding_rows(checkpoint, tokenizer.vocab_size))
     projection = ProjectorConfig(
         kind=config.mm_cfg.mm_mlp_adapter_type, input_size=tower.config.hidden_size, hidden_size=config.hidden_size
     )
     components = (
-        llm_component(checkpoint, shape, tokenizer),
+        llm_component(checkpoint, language_model, tokenizer),
         vision_component(checkpoint, tower),
         projector_component(checkpoint, projection),
     )
@@ -119,7 +122,7 @@ def _assemble(checkpoint: NemoCheckpoint, family: Family, tokenizer: ConvertedTo
     return Plan(
         components=components,
         recipe=_recipe(config, family, tokenizer, tower),
-        llama=shape,
+        language_model=language_model,
         tower=tower,
         prompt_tokens=tokenizer.prompt_tokens,
         settings=(checkpoint.config_bytes(), checkpoint.artifact("tokenizer.model", config.tokenizer.model)),
@@ -132,12 +135,12 @@ def _embedding_rows(checkpoint: NemoCheckpoint, vocab_size: int) -> int:
     Raises:
         ProductError: there is no embedding, or it is smaller than the tokenizer.
     """
-    info = checkpoint.tensors.infos().get(llama.EMBEDDING)
+    info = checkpoint.tensors.infos().get(megatron.EMBEDDING)
     rows = info.shape[0] if info is not None and info.shape else 0
     if rows < vocab_size:
         raise ProductError(
             Reason.CHECKPOINT_WEIGHTS,
-            at=f"{checkpoint.members.at}: {llama.EMBEDDING}",
+            at=f"{checkpoint.members.at}: {megatron.EMBEDDING}",
             problem=f"{rows} rows for a tokenizer of {vocab_size} pieces" if info else "this tensor is missing",
             remedy="use an archive that holds the whole language model and the tokenizer it was trained with",
         )

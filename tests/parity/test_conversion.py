@@ -31,11 +31,11 @@ from multimodal_api.engine import MODEL_DIR, Backend, BuildInputs, Dtype, Limits
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
-from multimodal_builder import llama_config
 from multimodal_builder.canonical import write_canonical
 from multimodal_builder.inspection import inspect
 from multimodal_builder.main import main
 from multimodal_builder.mappings.base import SplitGated, SplitQkv
+from multimodal_builder.mappings.language_model import Architecture
 from multimodal_builder.progress import Tracker
 from multimodal_builder.stages import BuildRequest, run_build
 from multimodal_builder.store import Store
@@ -283,11 +283,12 @@ def halves(rule: SplitQkv, array: Any) -> Any:
 
 
 ORIGINAL_SPLIT = SplitQkv.apply
-ORIGINAL_CONFIG = llama_config.llama_config
+ORIGINAL_BUILD = Architecture.build
 
 
 def plain_theta(*args: Any, **kwargs: Any) -> Any:
-    return ORIGINAL_CONFIG(*args, **kwargs) | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    model = ORIGINAL_BUILD(*args, **kwargs)
+    return replace(model, config=model.config | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}})
 
 
 def edit_recipe(out: Path, **changes: object) -> None:
@@ -303,7 +304,7 @@ def edit_recipe(out: Path, **changes: object) -> None:
         ("multimodal_builder.mappings.base.SplitQkv.apply", contiguous),
         ("multimodal_builder.mappings.base.SplitQkv.apply", halves),
         ("multimodal_builder.mappings.base.SplitGated.apply", swapped),
-        ("multimodal_builder.components.llama_config", plain_theta),
+        ("multimodal_builder.mappings.language_model.Architecture.build", plain_theta),
     ],
     ids=["q k v one behind the other", "keys for values", "up before gate", "theta left out"],
 )

@@ -129,6 +129,11 @@ class ModelConfig(_Section):
         return self.num_query_groups or self.num_attention_heads
 
     @property
+    def gated(self) -> bool:
+        """Whether the first layer of each feed-forward block has a gate: NeMo's names of such activations say so."""
+        return self.activation.endswith("glu")
+
+    @property
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.kv_channels or self.hidden_size // self.num_attention_heads

@@ -184,6 +184,17 @@ def interpret(rules: tuple[Rule, ...], infos: Mapping[str, TensorInfo], wanted: 
     return Mapped(tuple(steps), tuple(unknown), missing, tuple(wrong))
 
 
+def parameters_of(rules: tuple[Rule, ...], shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Name everything that rules make of a whole model.
+
+    Args:
+        rules: From the checkpoint's names to the model's.
+        shapes: All tensors of a checkpoint of the model, each under one spelling.
+    """
+    mapped = interpret(rules, {name: TensorInfo("F32", shape) for name, shape in shapes.items()}, {})
+    return {target: info.shape for step in mapped.steps for target, info in step.targets}
+
+
 def pattern(source: str) -> re.Pattern[str]:
     """Compile a rule's pattern."""
     escaped = re.escape(source).replace(re.escape("{n}"), "(?P<n>0|[1-9][0-9]*)").replace(re.escape("*"), ".*")

@@ -2,94 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from multimodal_builder.mappings.base import Ignore, Rename, Rule, Shape, SplitGated, SplitQkv, per_layer
+from multimodal_builder.mappings import megatron
+from multimodal_builder.mappings.base import Rename
+from multimodal_builder.mappings.language_model import Architecture, JsonObject, one_of
 
 if TYPE_CHECKING:
     from multimodal_builder.checkpoints.config import ModelConfig
+    from multimodal_builder.mappings.base import Rule
+
+LAYER: Final = "model.layers.{n}"
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaShape:
-    """The sizes that decide names and shapes."""
-
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    groups: int
-    head_size: int
-    rows: int
-    """Of the embedding: the tokenizer's size and padding."""
-    tied: bool
-    """Whether the head is the embedding."""
-
-    @classmethod
-    def from_config(cls, config: ModelConfig, *, rows: int) -> LlamaShape:
-        """Take them from NeMo's configuration and the embedding's rows."""
-        return cls(
-            layers=config.num_layers,
-            hidden=config.hidden_size,
-            ffn=config.ffn_hidden_size,
-            heads=config.num_attention_heads,
-            groups=config.groups,
-            head_size=config.head_size,
-            rows=rows,
-            tied=config.share_embeddings_and_output_weights,
-        )
-
-
-EMBEDDING = "model.embedding.word_embeddings.weight"
-
-
-def rules(shape: LlamaShape) -> tuple[Rule, ...]:
-    """The table. Norms have two spellings: Transformer Engine fuses them into the layer behind, the local spec not."""
-    ours, theirs = "model.layers.{n}", "model.decoder.layers.{n}"
+def _rules(config: ModelConfig) -> tuple[Rule, ...]:
     return (
-        Rename(EMBEDDING, "model.embed_tokens.weight"),
-        Rename(f"{theirs}.self_attention.linear_qkv.layer_norm_weight", f"{ours}.input_layernorm.weight"),
-        Rename(f"{theirs}.input_layernorm.weight", f"{ours}.input_layernorm.weight"),
-        SplitQkv(
-            f"{theirs}.self_attention.linear_qkv.weight",
-            query=f"{ours}.self_attn.q_proj.weight",
-            key=f"{ours}.self_attn.k_proj.weight",
-            value=f"{ours}.self_attn.v_proj.weight",
-            heads=shape.heads,
-            groups=shape.groups,
-        ),
-        Rename(f"{theirs}.self_attention.linear_proj.weight", f"{ours}.self_attn.o_proj.weight"),
-        Rename(f"{theirs}.mlp.linear_fc1.layer_norm_weight", f"{ours}.post_attention_layernorm.weight"),
-        Rename(f"{theirs}.pre_mlp_layernorm.weight", f"{ours}.post_attention_layernorm.weight"),
-        SplitGated(
-            f"{theirs}.mlp.linear_fc1.weight", gate=f"{ours}.mlp.gate_proj.weight", up=f"{ours}.mlp.up_proj.weight"
-        ),
-        Rename(f"{theirs}.mlp.linear_fc2.weight", f"{ours}.mlp.down_proj.weight"),
-        Rename("model.decoder.final_layernorm.weight", "model.norm.weight"),
-        Rename("model.output_layer.weight", "lm_head.weight"),
-        Ignore("model.*._extra_state*", why="scales of Transformer Engine's 8-bit arithmetic, empty without it"),
-        Ignore("model.rotary_pos_emb.inv_freq", why="computed from the configuration"),
+        Rename(megatron.EMBEDDING, "model.embed_tokens.weight"),
+        *megatron.norm(megatron.INPUT_NORM, f"{LAYER}.input_layernorm"),
+        *megatron.split_qkv(config, f"{LAYER}.self_attn.{{part}}_proj"),
+        *megatron.linear(megatron.PROJECTION, f"{LAYER}.self_attn.o_proj"),
+        *megatron.norm(megatron.MLP_NORM, f"{LAYER}.post_attention_layernorm"),
+        *megatron.split_gated(f"{LAYER}.mlp.gate_proj", f"{LAYER}.mlp.up_proj"),
+        *megatron.linear(megatron.FC2, f"{LAYER}.mlp.down_proj"),
+        *megatron.linear(megatron.FINAL_NORM, "model.norm"),
+        Rename(megatron.HEAD, "lm_head.weight"),
+        *megatron.IGNORED,
     )
 
 
-def parameters(shape: LlamaShape) -> dict[str, Shape]:
-    """Names and shapes of `LlamaForCausalLM`."""
-    queries, shared = shape.heads * shape.head_size, shape.groups * shape.head_size
-    layer = "model.layers.{n}"
-    named: dict[str, Shape] = {
-        "model.embed_tokens.weight": (shape.rows, shape.hidden),
-        f"{layer}.input_layernorm.weight": (shape.hidden,),
-        f"{layer}.self_attn.q_proj.weight": (queries, shape.hidden),
-        f"{layer}.self_attn.k_proj.weight": (shared, shape.hidden),
-        f"{layer}.self_attn.v_proj.weight": (shared, shape.hidden),
-        f"{layer}.self_attn.o_proj.weight": (shape.hidden, queries),
-        f"{layer}.post_attention_layernorm.weight": (shape.hidden,),
-        f"{layer}.mlp.gate_proj.weight": (shape.ffn, shape.hidden),
-        f"{layer}.mlp.up_proj.weight": (shape.ffn, shape.hidden),
-        f"{layer}.mlp.down_proj.weight": (shape.hidden, shape.ffn),
-        "model.norm.weight": (shape.hidden,),
+def _describe(config: ModelConfig) -> JsonObject:
+    return {
+        "model_type": "llama",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.groups,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.positions,
+        "rms_norm_eps": config.layernorm_epsilon,
+        "rope_theta": config.rotary_base,  # transformers 4
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},
+        "attention_bias": config.bias,
+        "mlp_bias": config.bias,
     }
-    if not shape.tied:
-        named["lm_head.weight"] = (shape.rows, shape.hidden)
-    return dict(per_layer(named, shape.layers))
+
+
+LLAMA: Final = Architecture(
+    name="LlamaForCausalLM",
+    requirements=(
+        one_of("num_moe_experts", (None, 0)),
+        one_of("normalization", ("rmsnorm",)),
+        one_of("layernorm_zero_centered_gamma", (False,)),
+        one_of("activation", ("swiglu", "fast-swiglu")),
+        one_of("position_embedding_type", ("rope",)),
+        one_of("rotary_percentage", (1.0,)),
+    ),
+    rules=_rules,
+    describe=_describe,
+)

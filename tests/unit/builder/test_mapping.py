@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multimodal_builder.checkpoints.tensors import TensorInfo
-from multimodal_builder.mappings import llama
 from multimodal_builder.mappings.base import Ignore, Mapped, Rename, SplitGated, SplitQkv, interpret
-from multimodal_builder.mappings.llama import LlamaShape
+from multimodal_builder.mappings.language_model import LanguageModel
+from multimodal_builder.mappings.llama import LLAMA
+from support.settings import model_config
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SHAPE = LlamaShape(layers=2, hidden=8, ffn=12, heads=4, groups=2, head_size=2, rows=16, tied=False)
+MODEL = LLAMA.build(model_config(), rows=16)
 
 
 def qkv(heads: int, groups: int) -> SplitQkv:
@@ -69,7 +70,7 @@ def test_impossible_shapes_are_refused(rule: SplitQkv | SplitGated, shape: tuple
         rule.targets(TensorInfo("F32", shape))
 
 
-def infos(shape: LlamaShape) -> dict[str, TensorInfo]:
+def infos(model: LanguageModel) -> dict[str, TensorInfo]:
     """A checkpoint's index that fits exactly."""
     layer = {
         "self_attention.linear_qkv.layer_norm_weight": (8,),
@@ -80,7 +81,7 @@ def infos(shape: LlamaShape) -> dict[str, TensorInfo]:
         "mlp.linear_fc2.weight": (8, 12),
     }
     names = {
-        f"model.decoder.layers.{number}.{name}": size for number in range(shape.layers) for name, size in layer.items()
+        f"model.decoder.layers.{number}.{name}": size for number in range(model.layers) for name, size in layer.items()
     }
     outer = {
         "model.embedding.word_embeddings.weight": (16, 8),
@@ -91,19 +92,19 @@ def infos(shape: LlamaShape) -> dict[str, TensorInfo]:
 
 
 def mapped(index: dict[str, TensorInfo]) -> Mapped:
-    return interpret(llama.rules(SHAPE), index, llama.parameters(SHAPE))
+    return interpret(MODEL.rules, index, MODEL.parameters)
 
 
 def test_a_whole_llama_leaves_nothing_over() -> None:
-    result = mapped(infos(SHAPE))
+    result = mapped(infos(MODEL))
     assert (result.unknown, result.missing, result.wrong) == ((), (), ())
     written = {name: info.shape for step in result.steps for name, info in step.targets}
-    assert written == llama.parameters(SHAPE)
-    assert result.nbytes == sum(info.nbytes for info in infos(SHAPE).values())
+    assert written == MODEL.parameters
+    assert result.nbytes == sum(info.nbytes for info in infos(MODEL).values())
 
 
 def test_steps_follow_the_checkpoints_order() -> None:
-    index = infos(SHAPE)
+    index = infos(MODEL)
     assert [step.source for step in mapped(index).steps] == list(index)
 
 
@@ -112,14 +113,14 @@ def test_the_local_specs_spelling_of_norms_is_known() -> None:
         name.replace("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight").replace(
             "mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"
         ): info
-        for name, info in infos(SHAPE).items()
+        for name, info in infos(MODEL).items()
     }
     assert mapped(index).missing == ()
 
 
-@pytest.mark.parametrize("dropped", list(infos(SHAPE)))
+@pytest.mark.parametrize("dropped", list(infos(MODEL)))
 def test_a_missing_tensor_is_missed(dropped: str) -> None:
-    index = infos(SHAPE)
+    index = infos(MODEL)
     del index[dropped]
     result = mapped(index)
     assert result.missing
@@ -137,7 +138,7 @@ def test_a_missing_tensor_is_missed(dropped: str) -> None:
     ],
 )
 def test_a_wrong_tensor_is_named(name: str, dtype: str, shape: tuple[int, ...], says: str) -> None:
-    index = infos(SHAPE) | {name: TensorInfo(dtype, shape)}
+    index = infos(MODEL) | {name: TensorInfo(dtype, shape)}
     (sentence,) = mapped(index).wrong
     assert name in sentence
     assert says in sentence
@@ -145,21 +146,21 @@ def test_a_wrong_tensor_is_named(name: str, dtype: str, shape: tuple[int, ...], 
 
 @pytest.mark.parametrize("name", ["model.decoder.layers.00.mlp.linear_fc2.weight", "model.unheard.of", "x.y"])
 def test_a_tensor_nobody_takes_is_left_over(name: str) -> None:
-    assert mapped(infos(SHAPE) | {name: TensorInfo("F32", (1,))}).unknown == (name,)
+    assert mapped(infos(MODEL) | {name: TensorInfo("F32", (1,))}).unknown == (name,)
 
 
 def test_ignored_tensors_are_neither_read_nor_left_over() -> None:
-    index = infos(SHAPE) | {
+    index = infos(MODEL) | {
         "model.decoder.layers.0.mlp.linear_fc1._extra_state": TensorInfo("U8", (4,)),
         "model.rotary_pos_emb.inv_freq": TensorInfo("F32", (4,)),
     }
     result = mapped(index)
     assert result.unknown == ()
-    assert len(result.steps) == len(infos(SHAPE))
+    assert len(result.steps) == len(infos(MODEL))
 
 
 def test_every_ignored_pattern_says_why() -> None:
-    assert all(rule.why for rule in llama.rules(SHAPE) if isinstance(rule, Ignore))
+    assert all(rule.why for rule in MODEL.rules if isinstance(rule, Ignore))
 
 
 def test_the_first_rule_that_matches_takes_a_tensor() -> None:
@@ -170,5 +171,5 @@ def test_the_first_rule_that_matches_takes_a_tensor() -> None:
 
 
 def test_a_tied_head_is_no_parameter() -> None:
-    tied = LlamaShape(layers=1, hidden=8, ffn=12, heads=4, groups=4, head_size=2, rows=16, tied=True)
-    assert "lm_head.weight" not in llama.parameters(tied)
+    tied = LLAMA.build(model_config(share_embeddings_and_output_weights=True), rows=16)
+    assert "lm_head.weight" not in tied.parameters
