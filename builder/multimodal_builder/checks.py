@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from multimodal_api.engine import TokenLimits
     from multimodal_api.families import LlmType
-    from multimodal_builder.towers import TowerConfig
+    from multimodal_builder.tower_config import TowerConfig
 
 CONVERT: Final = "convert the checkpoint with NeMo first"
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from multimodal_builder.casts import cast
 from multimodal_builder.checkpoints.tensors import TensorInfo
-from multimodal_builder.mappings import clip, projector
+from multimodal_builder.mappings import projector
 from multimodal_builder.mappings.base import Mapped, interpret
+from multimodal_builder.towers import ARCHIVE_PREFIX as TOWER_PREFIX
 from multimodal_recipes.recipe import LLM_DIR, PROJECTOR_DIR, VISION_DIR, ProjectorConfig
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def llm_component(
     checkpoint: NemoCheckpoint, language_model: LanguageModel, tokenizer: ConvertedTokenizer
 ) -> Component:
     """Plan `llm/`: everything in the checkpoint that belongs to no other component."""
-    others = (clip.ARCHIVE_PREFIX, projector.ARCHIVE_PREFIX)
+    others = (TOWER_PREFIX, projector.ARCHIVE_PREFIX)
     infos = {name: info for name, info in checkpoint.tensors.infos().items() if not name.startswith(others)}
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     return Component(
@@ -73,21 +74,10 @@ def llm_component(
     )
 
 
-def vision_component(checkpoint: NemoCheckpoint, tower: Tower) -> Component:
-    """Plan `vision/`: the trained tower in the checkpoint where there is one, else the tower's own folder."""
-    infos: Mapping[str, TensorInfo] = _starting(checkpoint.tensors.infos(), clip.ARCHIVE_PREFIX)
-    source = checkpoint.tensors
-    prefix = clip.ARCHIVE_PREFIX + clip.PREFIX
-    if not infos:
-        source = tower.folder.tensors()
-        infos = source.infos()
-        prefix = clip.source_prefix(infos)
-    return Component(
-        VISION_DIR,
-        source,
-        interpret(clip.rules(prefix, tower.config), infos, clip.parameters(tower.config)),
-        {"config.json": tower.canonical_config(), "preprocessor_config.json": tower.canonical_preprocessor()},
-    )
+def vision_component(tower: Tower) -> Component:
+    """Plan `vision/`."""
+    files = {"config.json": tower.canonical_config(), "preprocessor_config.json": tower.canonical_preprocessor()}
+    return Component(VISION_DIR, tower.source, tower.mapped(), files)
 
 
 def projector_component(checkpoint: NemoCheckpoint, config: ProjectorConfig) -> Component:

@@ -11,7 +11,6 @@ from multimodal_api.errors import Failure, ProductError
 from multimodal_api.families import Family, LlmType
 from multimodal_builder import checks
 from multimodal_builder.checkpoints.nemo import open_checkpoint
-from multimodal_builder.mappings import clip
 from multimodal_builder.plan import Plan, make_plan
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def inspect(
     plan, problems = make_plan(checkpoint, family, llm_type)
     if plan is None:
         return _report(path, family, llm_type, problems), None, opened
-    opened.callback(plan.tower.folder.close)
+    opened.callback(plan.tower.close)
     vision = plan.recipe.seeing()
     if limits is not None:
         problems += checks.check_limits(
@@ -119,7 +118,7 @@ def _describe(path: Path, llm_type: LlmType, plan: Plan, dtype: Dtype, limits: T
         image_size=vision.preprocessing.image_size,
         tokens_per_image=vision.tokens_per_image,
         prompt_tokens=plan.prompt_tokens,
-        tower_in_checkpoint=plan.components[1].mapped.steps[0].source.startswith(clip.ARCHIVE_PREFIX),
+        tower_in_checkpoint=plan.tower.trained,
         parameters=parameters,
         stored_bytes=plan.weight_bytes,
         weight_memory=parameters * BYTES[dtype],

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from multimodal_api.engine import Dtype
     from multimodal_builder.components import Component
     from multimodal_builder.plan import Plan
+    from multimodal_recipes.recipe import VisionRecipe
 
 PREFIXES: Final = {
     (LLM_DIR, ""): "language_model.",
@@ -31,7 +32,8 @@ PREFIXES: Final = {
 }
 """What stands in front of a component's names, in place of what."""
 
-_STRATEGY: Final = {FeatureSelect.PATCH: "default", FeatureSelect.CLS_PATCH: "full"}
+_STRATEGY: Final = {0: "full", 1: "default"}
+"""`vision_feature_select_strategy` by the number of leading tokens that are dropped."""
 
 
 def write_llava(plan: Plan, folder: Path, *, dtype: Dtype | None) -> None:
@@ -64,16 +66,18 @@ def write_llava(plan: Plan, folder: Path, *, dtype: Dtype | None) -> None:
 
 
 def _check(plan: Plan, projector: ProjectorConfig) -> None:
-    vision = plan.recipe.seeing()
-    dropped = vision.class_token_length
-    whole = vision.select_feature is FeatureSelect.CLS_PATCH
-    if projector.kind != "mlp2x_gelu" or not (whole or dropped == 1):
+    dropped = _dropped(plan.recipe.seeing())
+    if projector.kind != "mlp2x_gelu" or dropped not in _STRATEGY:
         raise ProductError(
             Reason.UNSUPPORTED_MODEL,
             at="--layout llava",
-            problem=f"transformers' LLaVA cannot hold a projector {projector.kind} with {dropped} class tokens",
+            problem=f"transformers' LLaVA cannot hold a projector {projector.kind} with {dropped} tokens dropped",
             remedy="leave the option out: the canonical folder holds everything",
         )
+
+
+def _dropped(vision: VisionRecipe) -> int:
+    return vision.class_token_length if vision.select_feature is FeatureSelect.PATCH else 0
 
 
 def _rename(folder: str, name: str) -> str:
@@ -93,7 +97,7 @@ def _config(plan: Plan, parts: dict[str, Component], *, dtype: str) -> dict[str,
         "image_seq_length": seen.tokens_per_image,
         "projector_hidden_act": "gelu",
         "vision_feature_layer": seen.select_layer,
-        "vision_feature_select_strategy": _STRATEGY[seen.select_feature],
+        "vision_feature_select_strategy": _STRATEGY[_dropped(seen)],
         "text_config": text,
         "vision_config": vision,
         "tie_word_embeddings": plan.language_model.tied,

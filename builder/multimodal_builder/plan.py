@@ -16,7 +16,8 @@ from multimodal_builder.mappings.architectures import nearest
 from multimodal_builder.templates import CONVERSATIONS, prompt_template
 from multimodal_builder.tokenizer import ConvertedTokenizer, convert_tokenizer
 from multimodal_builder.towers import Tower, find_tower
-from multimodal_recipes.recipe import FeatureSelect, ProjectorConfig, Recipe, VisionRecipe
+from multimodal_builder.vision import projector_config, vision_recipe
+from multimodal_recipes.recipe import Recipe, VisionRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +62,7 @@ def make_plan(checkpoint: NemoCheckpoint, family: Family, llm_type: LlmType) -> 
     problems = list(checks.check_config(checkpoint.config, llm_type))
     checkpoint = _attempt(lambda: _merged(checkpoint), problems) or checkpoint
     tokenizer = None if problems else _attempt(lambda: _tokenizer(checkpoint), problems)
-    tower = _attempt(lambda: find_tower(checkpoint.config, checkpoint.path), problems)
+    tower = _attempt(lambda: find_tower(checkpoint), problems)
     if tower is not None:
         problems += checks.check_tower(checkpoint.config, tower.config)
     if tokenizer is None or tower is None:
@@ -110,18 +111,17 @@ def _assemble(
 ) -> Plan:
     config = checkpoint.config
     language_model = nearest(config, llm_type).build(config, rows=_embedding_rows(checkpoint, tokenizer.vocab_size))
-    projection = ProjectorConfig(
-        kind=config.mm_cfg.mm_mlp_adapter_type, input_size=tower.config.hidden_size, hidden_size=config.hidden_size
-    )
+    projection = projector_config(config, tower)
+    vision = vision_recipe(config, tower, projection)
     components = (
         llm_component(checkpoint, language_model, tokenizer),
-        vision_component(checkpoint, tower),
+        vision_component(tower),
         projector_component(checkpoint, projection),
     )
     _check_weights(components, checkpoint.members.at)
     return Plan(
         components=components,
-        recipe=_recipe(config, family, tokenizer, tower),
+        recipe=_recipe(config, family, tokenizer, vision),
         language_model=language_model,
         tower=tower,
         prompt_tokens=tokenizer.prompt_tokens,
@@ -147,20 +147,11 @@ def _embedding_rows(checkpoint: NemoCheckpoint, vocab_size: int) -> int:
     return rows
 
 
-def _recipe(config: ModelConfig, family: Family, tokenizer: ConvertedTokenizer, tower: Tower) -> Recipe:
-    vision = config.mm_cfg.vision_encoder
-    select = FeatureSelect(vision.vision_select_feature)
-    dropped = vision.class_token_length if select is FeatureSelect.PATCH else 0
+def _recipe(config: ModelConfig, family: Family, tokenizer: ConvertedTokenizer, vision: VisionRecipe) -> Recipe:
     return Recipe(
         family=family,
         template=tokenizer.template,
-        vision=VisionRecipe(
-            preprocessing=tower.preprocessing,
-            select_layer=vision.vision_select_layer,
-            select_feature=select,
-            class_token_length=vision.class_token_length,
-            tokens_per_image=tower.config.patches + 1 - dropped,
-        ),
+        vision=vision,
         vocab_size=tokenizer.vocab_size,
         eos_token_ids=(tokenizer.eos,),
         stop_strings=CONVERSATIONS[config.data.conv_template].stop_strings,

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final
+from math import isqrt
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_modeling.pretrained import corrupt
-from multimodal_recipes.recipe import PROJECTOR_DIR, ProjectorConfig
+from multimodal_recipes.recipe import PROJECTOR_DIR, PROJECTOR_KINDS, ProjectorConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-_MLP: Final = re.compile(r"mlp([1-9][0-9]?)x_gelu")
 
 
 class Projector(nn.Module):
@@ -50,34 +49,54 @@ class Projector(nn.Module):
         return projector.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map [..., input_size] to [..., hidden_size]."""
+        """Map [..., tokens, input_size] to [..., rows, hidden_size]; only `mlp_downsample` makes fewer rows."""
         projected: Tensor = self.mm_projector(features)
         return projected
 
 
-def mlp_depth(kind: str) -> int | None:
-    """Give N of `mlp<N>x_gelu`, or None when the kind is another one."""
-    match = _MLP.fullmatch(kind)
-    return int(match[1]) if match else None
+class JoinSquares(nn.Module):
+    """The first step of `mlp_downsample`: each 2 by 2 tokens of a picture become one of four times the width.
+
+    NeMo and VILA never undo the transposition inside this step, so that the joined tokens come column by column: the
+    tokens 0 to 15 of a 4 by 4 picture become (0, 1, 4, 5), (8, 9, 12, 13), (2, 3, 6, 7), (10, 11, 14, 15).
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [..., edge * edge, width] to [..., ceil(edge / 2) ** 2, 4 * width]; an odd edge grows by zeros."""
+        *lead, tokens, width = features.shape
+        edge = isqrt(tokens)
+        grid = features.reshape(-1, edge, edge, width)
+        grid = functional.pad(grid, (0, 0, 0, edge % 2, 0, edge % 2))
+        half = grid.shape[1] // 2
+        squares = grid.reshape(-1, half, 2, half, 2, width).permute(0, 3, 1, 2, 4, 5)
+        return squares.reshape(*lead, half * half, 4 * width)
 
 
 def make_projector(config: ProjectorConfig) -> nn.Module:
     """Construct the layers that NeMo builds for a `mm_mlp_adapter_type`; every Linear has a bias, GELU is the erf form.
 
     Raises:
-        ProductError: a kind that this version does not implement.
+        ProductError: a kind that NeMo does not have.
     """
-    if config.kind == "linear":
-        return nn.Linear(config.input_size, config.hidden_size)
-    depth = mlp_depth(config.kind)
-    if depth is None:
-        raise ProductError(
-            Reason.UNSUPPORTED_MODEL,
-            at="mm_cfg.mm_mlp_adapter_type",
-            problem=f"projector {config.kind!r} is not implemented",
-            remedy="use a checkpoint whose projector is linear or mlp<N>x_gelu",
-        )
-    layers: list[nn.Module] = [nn.Linear(config.input_size, config.hidden_size)]
-    for _ in range(depth - 1):
-        layers += [nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)]
-    return nn.Sequential(*layers)
+    width, hidden = config.input_size, config.hidden_size
+    match config.kind, config.mlp_depth:
+        case "identity", _:
+            return nn.Identity()
+        case "linear", _:
+            return nn.Linear(width, hidden)
+        case "mlp_downsample", _:
+            wide = 4 * width
+            inner = (nn.LayerNorm(wide), nn.Linear(wide, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+            return nn.Sequential(JoinSquares(), *inner)
+        case _, int(depth):
+            layers: list[nn.Module] = [nn.Linear(width, hidden)]
+            for _ in range(depth - 1):
+                layers += [nn.GELU(), nn.Linear(hidden, hidden)]
+            return nn.Sequential(*layers)
+        case kind, _:
+            raise ProductError(
+                Reason.UNSUPPORTED_MODEL,
+                at="mm_cfg.mm_mlp_adapter_type",
+                problem=f"{kind!r} is no projector",
+                remedy=f"use a checkpoint whose projector is {PROJECTOR_KINDS}",
+            )

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Final
 
 import torch
 from transformers.models.clip.modeling_clip import CLIPVisionModel
+from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 
-from multimodal_modeling.pretrained import load_pretrained
+from multimodal_modeling.pretrained import corrupt, load_pretrained
 from multimodal_modeling.projector import Projector
 from multimodal_recipes.recipe import VISION_DIR, FeatureSelect
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from multimodal_recipes.recipe import VisionRecipe
+
+TOWERS: Final = {
+    "CLIPVisionModel": CLIPVisionModel.from_pretrained,
+    "SiglipVisionModel": SiglipVisionModel.from_pretrained,
+}
+"""By the class that `vision/config.json` names."""
 
 
 class MediaEncoder:
@@ -35,7 +44,8 @@ class MediaEncoder:
         Raises:
             ProductError: a file is missing or contradicts another.
         """
-        tower = load_pretrained(CLIPVisionModel.from_pretrained, model_dir / VISION_DIR, dtype=dtype, device=device)
+        folder = model_dir / VISION_DIR
+        tower = load_pretrained(_loader(folder), folder, dtype=dtype, device=device)
         return cls(tower, Projector.load(model_dir, dtype=dtype, device=device), recipe)
 
     @torch.inference_mode()
@@ -55,3 +65,17 @@ class MediaEncoder:
             features = features[:, self._recipe.class_token_length :]
         encoded: Tensor = self._projector(features)
         return encoded
+
+
+def _loader(folder: Path) -> Callable[..., object]:
+    """Find what loads a tower.
+
+    Raises:
+        ProductError: the configuration is missing or broken, or names no tower that this version runs.
+    """
+    path = folder / "config.json"
+    try:
+        (name,) = json.loads(path.read_bytes())["architectures"]
+        return TOWERS[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise corrupt(str(path), f"names no tower of {', '.join(TOWERS)}: {error!r}") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
+from math import isqrt
 from typing import Annotated, Final, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -173,11 +175,34 @@ class ProjectorConfig(OpenModel):
     """`projector/config.json`; the weights beside it are named `mm_projector.<index>.{weight,bias}`."""
 
     kind: str
-    """NeMo's `mm_mlp_adapter_type`: `linear`, `mlp<N>x_gelu`, …"""
+    """NeMo's `mm_mlp_adapter_type`, one of `PROJECTOR_KINDS`."""
     input_size: Annotated[int, Field(ge=1)]
     """Width of the tower."""
     hidden_size: Annotated[int, Field(ge=1)]
     """Width of the language model."""
+
+    @property
+    def mlp_depth(self) -> int | None:
+        """N of `mlp<N>x_gelu`, or None when the kind is another one."""
+        match = _MLP.fullmatch(self.kind)
+        return int(match[1]) if match else None
+
+    def rows(self, tokens: int) -> int:
+        """Give the rows that so many tokens of a picture become.
+
+        Raises:
+            ValueError: `mlp_downsample` joins squares of 2 by 2 tokens, and these tokens are no square.
+        """
+        if self.kind != "mlp_downsample":
+            return tokens
+        edge = isqrt(tokens)
+        if edge * edge != tokens:
+            raise ValueError(f"{tokens} tokens of a picture are no square, as {self.kind} needs it")
+        return ((edge + 1) // 2) ** 2
+
+
+PROJECTOR_KINDS: Final = "linear, mlp<N>x_gelu, mlp_downsample or identity"
+_MLP: Final = re.compile(r"mlp([1-9][0-9]?)x_gelu")
 
 
 class Recipe(OpenModel):

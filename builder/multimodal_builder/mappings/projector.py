@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_builder.mappings.base import Rename, Rule, Shape
+from multimodal_recipes.recipe import PROJECTOR_KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from multimodal_recipes.recipe import ProjectorConfig
 
 ARCHIVE_PREFIX: Final = "model.embedding.word_embeddings.adapter_layer.mm_projector_adapter.mm_projector."
 PREFIX: Final = "mm_projector."
-
-_MLP: Final = re.compile(r"mlp([1-9][0-9]?)x_gelu")
 
 
 def rules(config: ProjectorConfig) -> tuple[Rule, ...]:
@@ -29,23 +29,31 @@ def parameters(config: ProjectorConfig) -> dict[str, Shape]:
 
 
 def _shapes(config: ProjectorConfig) -> dict[str, Shape]:
-    """Every Linear has a bias; the activations between them take every second number.
+    """Every Linear has a bias; steps without parameters take a number too.
 
     Raises:
-        ProductError: a kind that this version does not convert.
+        ProductError: a kind that NeMo does not have.
     """
-    if config.kind == "linear":
-        return {"weight": (config.hidden_size, config.input_size), "bias": (config.hidden_size,)}
-    match = _MLP.fullmatch(config.kind)
-    if match is None:
-        raise ProductError(
-            Reason.UNSUPPORTED_MODEL,
-            at="model_config.yaml: mm_cfg.mm_mlp_adapter_type",
-            problem=f"projector {config.kind!r} is not implemented",
-            remedy="use a checkpoint whose projector is linear or mlp<N>x_gelu",
-        )
-    shapes: dict[str, Shape] = {}
-    for layer in range(int(match[1])):
-        width = config.input_size if layer == 0 else config.hidden_size
-        shapes |= {f"{2 * layer}.weight": (config.hidden_size, width), f"{2 * layer}.bias": (config.hidden_size,)}
-    return shapes
+    width, hidden = config.input_size, config.hidden_size
+    match config.kind, config.mlp_depth:
+        case "identity", _:
+            return {}
+        case "linear", _:
+            return dict(_affine("", (hidden, width)))
+        case "mlp_downsample", _:  # 0 joins four tokens, 3 is the activation
+            layers = {"1.": (4 * width,), "2.": (hidden, 4 * width), "4.": (hidden, hidden)}
+        case _, int(depth):
+            layers = {f"{2 * index}.": (hidden, hidden if index else width) for index in range(depth)}
+        case kind, _:
+            raise ProductError(
+                Reason.UNSUPPORTED_MODEL,
+                at="model_config.yaml: mm_cfg.mm_mlp_adapter_type",
+                problem=f"{kind!r} is no projector",
+                remedy=f"use a checkpoint whose projector is {PROJECTOR_KINDS}",
+            )
+    return {name: shape for prefix, size in layers.items() for name, shape in _affine(prefix, size)}
+
+
+def _affine(prefix: str, weight: Shape) -> Iterator[tuple[str, Shape]]:
+    yield f"{prefix}weight", weight
+    yield f"{prefix}bias", weight[:1]

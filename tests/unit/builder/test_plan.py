@@ -80,7 +80,10 @@ def test_the_tower_is_taken_from_the_archive_where_it_is_in_it(
         ("data.media_type", "video", Reason.CHECKPOINT_CONFIG, "takes pictures"),
         ("data.conv_template", "mistral", Reason.UNSUPPORTED_MODEL, "'mistral'"),
         ("data.image_aspect_ratio", "keep", Reason.CHECKPOINT_CONFIG, "'keep'"),
-        ("mm_cfg.mm_mlp_adapter_type", "mlp_downsample", Reason.UNSUPPORTED_MODEL, "'mlp_downsample'"),
+        ("mm_cfg.mm_mlp_adapter_type", "qformer", Reason.UNSUPPORTED_MODEL, "'qformer' is no projector"),
+        ("mm_cfg.mm_mlp_adapter_type", "mlp_downsample", Reason.CHECKPOINT_WEIGHTS, "missing: mm_projector.1.weight"),
+        ("mm_cfg.mm_mlp_adapter_type", "identity", Reason.CHECKPOINT_CONFIG, "the tower is 64 wide"),
+        ("mm_cfg.vision_encoder.class_token_length", 37, Reason.CHECKPOINT_CONFIG, "1 class tokens and 36 patches"),
         ("mm_cfg.vision_encoder.from_hf", False, Reason.UNSUPPORTED_MODEL, "Hugging Face"),
         ("mm_cfg.vision_encoder.vision_select_feature", "cls", Reason.CHECKPOINT_CONFIG, "'cls'"),
         ("mm_cfg.vision_encoder.vision_select_layer", -6, Reason.CHECKPOINT_CONFIG, "has 4 layers"),
@@ -256,7 +259,8 @@ def edit_json(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "says"),
     [
-        ("config.json", {"model_type": "siglip_vision_model"}, "siglip_vision_model"),
+        ("config.json", {"model_type": "dinov2"}, "'dinov2' is no vision tower"),
+        ("config.json", {"model_type": None}, "None is no vision tower"),
         ("config.json", {"hidden_size": 0}, "hidden_size"),
         ("preprocessor_config.json", {"crop_size": {"height": 32, "width": 32}}, "pictures of 32 pixels"),
         ("preprocessor_config.json", {"crop_size": {"height": 32, "width": 48}}, "no square"),
@@ -319,3 +323,12 @@ def test_an_unpacked_checkpoint_is_the_same(tmp_path: Path, either: Callable[[],
     (folder / "more").symlink_to("/etc/passwd")
     (problem,) = look(folder).problems
     assert problem.reason is Reason.CHECKPOINT_UNSAFE
+
+
+def test_tokens_that_are_no_square_cannot_be_joined(tmp_path: Path, classic: Archive) -> None:
+    """The class token left in: NeMo's own reshape fails, or shifts the grid."""
+    classic.set_config("mm_cfg.mm_mlp_adapter_type", "mlp_downsample")
+    classic.set_config("mm_cfg.vision_encoder.vision_select_feature", "cls_patch")
+    (problem,) = look(classic.write(tmp_path)).problems
+    assert problem.reason is Reason.CHECKPOINT_CONFIG
+    assert "37 tokens of a picture are no square" in problem.problem
