@@ -171,6 +171,72 @@ class TimeTokens(OpenModel):
     count: Annotated[int, Field(ge=2)]
 
 
+class EdgePadding(StrEnum):
+    """What stands before the first and behind the last sample where a spectrum's window reaches past them."""
+
+    REFLECT = "reflect"
+    """The samples mirrored: NeMo up to 2.4."""
+    ZERO = "zero"
+    """Silence: NeMo from 2.5 on."""
+
+
+class MelFrontEnd(OpenModel):
+    """From samples to the log-mel frames that a speech encoder takes; NeMo's `AudioToMelSpectrogramPreprocessor`.
+
+    Fixed in all of them: a symmetric Hann window, centred frames, power spectra, mel bands of Slaney's shape and norm,
+    and each band shifted and scaled to mean 0 and deviation 1 over its sound.
+    """
+
+    sample_rate: Annotated[int, Field(ge=1)]
+    """In Hz."""
+    window: Annotated[int, Field(ge=2)]
+    """Samples of one frame."""
+    hop: Annotated[int, Field(ge=1)]
+    """Samples from one frame to the next."""
+    fft: Annotated[int, Field(ge=2)]
+    """Length of the Fourier transform; the window stands in its middle."""
+    bands: Annotated[int, Field(ge=1)]
+    """Mel bands."""
+    low: Annotated[float, Field(ge=0)]
+    """Lower edge of the first band, in Hz."""
+    high: Annotated[float, Field(gt=0)]
+    """Upper edge of the last band, in Hz."""
+    preemphasis: Annotated[float, Field(ge=0, lt=1)]
+    """Part of the sample before that is taken off each; 0 is none."""
+    log_guard: Annotated[float, Field(gt=0)]
+    """Added to energies before the logarithm; 2^-24."""
+    padding: EdgePadding
+
+    @model_validator(mode="after")
+    def _the_sizes_fit(self) -> Self:
+        if self.window > self.fft:
+            raise ValueError(f"a window of {self.window} samples does not fit in a transform of {self.fft}")
+        if not self.low < self.high <= self.sample_rate / 2:
+            raise ValueError(f"bands from {self.low} to {self.high} Hz are none of a rate of {self.sample_rate} Hz")
+        return self
+
+    @property
+    def shortest(self) -> int:
+        """Fewest samples of a sound: two frames, whose deviation is a number, and enough to mirror."""
+        return max(self.hop, self.fft // 2 + 1)
+
+    def frames(self, samples: int) -> int:
+        """Count the frames of a sound."""
+        return samples // self.hop + 1
+
+
+class AudioRecipe(OpenModel):
+    """How sounds become rows of prompt embeddings."""
+
+    mel: MelFrontEnd
+    frames_per_row: Annotated[int, Field(ge=1)]
+    """Mel frames that encoder and adapter make one row of; a last one may stand for fewer. SALM: 8 times 8."""
+
+    def rows(self, samples: int) -> int:
+        """Count the rows of a sound."""
+        return -(-self.mel.frames(samples) // self.frames_per_row)
+
+
 class ProjectorConfig(OpenModel):
     """`projector/config.json`; the weights beside it are named `mm_projector.<index>.{weight,bias}`."""
 
