@@ -14,7 +14,7 @@ from multimodal_recipes.recipe import VideoLayout
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from multimodal_recipes.recipe import VideoRecipe, VisionRecipe
+    from multimodal_recipes.recipe import AudioRecipe, VideoRecipe, VisionRecipe
 
 POOLED_FRAMES: Final = 4
 """Frames that `temporal-spatial-pool` shows: the square of its pooling edge."""
@@ -32,6 +32,16 @@ def lay_out(vision: VisionRecipe, frames: int = 1) -> Medium:
     if vision.video is None:
         return Medium((MediaSlot(vision.tokens_per_image),))
     return Medium(_LAYOUTS[vision.video.layout](vision.video, vision.tokens_per_image, frames))
+
+
+def lay_out_sound(audio: AudioRecipe, samples: int) -> Medium:
+    """Lay a recording out.
+
+    Args:
+        audio: The model's.
+        samples: Of the recording, at the model's sample rate.
+    """
+    return Medium((MediaSlot(audio.rows(samples)),))
 
 
 _Parts = tuple[str | MediaSlot, ...]

@@ -17,6 +17,7 @@ from multimodal_api.reasons import Reason
 RECIPE_NAME: Final = "recipe.json"
 LLM_DIR: Final = "llm"
 VISION_DIR: Final = "vision"
+AUDIO_DIR: Final = "audio"
 PROJECTOR_DIR: Final = "projector"
 TEXT_SLOT: Final = "{text}"
 """Where a user's content stands in a turn; found as it is, the template is never a Python format string."""
@@ -158,19 +159,6 @@ class VisionRecipe(OpenModel):
     """Of families that take videos; None: each medium is one picture."""
 
 
-class AudioRecipe(OpenModel):
-    """How a waveform becomes rows of prompt embeddings."""
-
-    sample_rate: Annotated[int, Field(ge=1)]
-    """Samples per second that the encoder takes."""
-
-
-class TimeTokens(OpenModel):
-    """Places in a video as tokens `<t0>` ... `<t(count-1)>`, from its beginning to its end."""
-
-    count: Annotated[int, Field(ge=2)]
-
-
 class EdgePadding(StrEnum):
     """What stands before the first and behind the last sample where a spectrum's window reaches past them."""
 
@@ -235,6 +223,12 @@ class AudioRecipe(OpenModel):
     def rows(self, samples: int) -> int:
         """Count the rows of a sound."""
         return -(-self.mel.frames(samples) // self.frames_per_row)
+
+
+class TimeTokens(OpenModel):
+    """Places in a video as tokens `<t0>` ... `<t(count-1)>`, from its beginning to its end."""
+
+    count: Annotated[int, Field(ge=2)]
 
 
 class ProjectorConfig(OpenModel):
@@ -312,3 +306,18 @@ class Recipe(OpenModel):
                 remedy="give it audio, or use a model of a family that sees",
             )
         return self.vision
+
+    def hearing(self) -> AudioRecipe:
+        """Give the audio recipe of a family that has one.
+
+        Raises:
+            ProductError: the family sees.
+        """
+        if self.audio is None:
+            raise ProductError(
+                Reason.UNSUPPORTED_MODEL,
+                at=RECIPE_NAME,
+                problem=f"a model of the family {self.family} takes pictures, no audio",
+                remedy="give it pictures, or use a model of a family that hears",
+            )
+        return self.audio

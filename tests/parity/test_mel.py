@@ -13,6 +13,7 @@ from transformers.models.parakeet.feature_extraction_parakeet import ParakeetFea
 
 from multimodal_recipes.audio import mel_bank, preprocess
 from multimodal_recipes.recipe import EdgePadding, MelFrontEnd
+from support.sounds import FRONT_END, RATE, chirp, noise
 
 pytestmark = pytest.mark.parity
 
@@ -20,33 +21,11 @@ TOLERANCE = 2e-3
 """Largest difference of a normalised value, whose deviation is 1; the reference computes in float32."""
 WRONG = 2e-2
 
-RATE = 16_000
-SALM: dict[str, Any] = {
-    "sample_rate": RATE,
-    "window": 400,
-    "hop": 160,
-    "fft": 512,
-    "bands": 80,
-    "low": 0,
-    "high": RATE / 2,
-    "preemphasis": 0.97,
-    "log_guard": 2**-24,
-    "padding": EdgePadding.REFLECT,
-}
-
-
-def chirp() -> NDArray[np.float32]:
-    """From 100 Hz to 7.5 kHz in 1.3 seconds, over a little noise: every band sounds at some time."""
-    moments = np.arange(int(1.3 * RATE)) / RATE
-    phase = 2 * np.pi * (100 * moments + 0.5 * 7_400 / 1.3 * moments**2)
-    return (0.5 * np.sin(phase)).astype(np.float32) + noise(len(moments)) * np.float32(0.01)
-
-
-def noise(samples: int) -> NDArray[np.float32]:
-    return np.random.default_rng(samples).standard_normal(samples).astype(np.float32) * np.float32(0.2)
-
-
 SOUNDS = {"chirp": chirp(), "noise": noise(12_345), "short": noise(700), "whole frames": noise(3_200)}
+
+
+def changed(**fields: Any) -> MelFrontEnd:
+    return FRONT_END.model_copy(update=fields)
 
 
 def reference(samples: NDArray[np.float32], *, mode: str = "reflect", emphasis: float = 0.97, **changes: Any) -> Any:
@@ -79,7 +58,7 @@ def difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
 @pytest.mark.parametrize("samples", SOUNDS.values(), ids=SOUNDS.keys())
 @pytest.mark.parametrize("padding", EdgePadding)
 def test_frames_are_those_of_training(samples: NDArray[np.float32], padding: EdgePadding) -> None:
-    how = MelFrontEnd(**SALM | {"padding": padding})
+    how = changed(padding=padding)
     mode = {EdgePadding.REFLECT: "reflect", EdgePadding.ZERO: "constant"}[padding]
     assert difference(preprocess(samples, how, at=""), reference(samples, mode=mode)) <= TOLERANCE
 
@@ -91,14 +70,14 @@ def test_silent_edges_are_parakeets(samples: NDArray[np.float32]) -> None:
     emphasised = torch.cat([wave[:1], wave[1:] - 0.97 * wave[:-1]])[None]
     logs = ParakeetFeatureExtractor()._torch_extract_fbank_features(emphasised)[0].double().numpy()
     theirs = (logs - logs.mean(axis=0)) / (logs.std(axis=0, ddof=1) + 1e-5)
-    how = MelFrontEnd(**SALM | {"padding": EdgePadding.ZERO})
+    how = changed(padding=EdgePadding.ZERO)
     assert difference(preprocess(samples, how, at=""), theirs.astype(np.float32)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(("low", "high", "bands"), [(0, 8_000, 80), (0, 8_000, 128), (60, 7_600, 40)])
 def test_bands_are_transformers_slaney_bands(low: int, high: int, bands: int) -> None:
     theirs = mel_filter_bank(257, bands, float(low), float(high), RATE, norm="slaney", mel_scale="slaney").T
-    ours = mel_bank(MelFrontEnd(**SALM | {"low": low, "high": high, "bands": bands}))
+    ours = mel_bank(changed(low=low, high=high, bands=bands))
     assert np.abs(ours - theirs).max() <= 1e-7 * theirs.max()
 
 
@@ -114,11 +93,11 @@ def test_bands_are_transformers_slaney_bands(low: int, high: int, bands: int) ->
     ids=["zeros at the edges", "no emphasis", "periodic window", "NeMo's default window", "deviation over N"],
 )
 def test_each_mistake_is_larger_than_the_tolerance(mistake: dict[str, Any]) -> None:
-    ours = preprocess(SOUNDS["short"], MelFrontEnd(**SALM), at="")
+    ours = preprocess(SOUNDS["short"], FRONT_END, at="")
     assert difference(ours, reference(SOUNDS["short"], **mistake)) > WRONG
 
 
 def test_another_rate_taken_for_16_khz_is_seen() -> None:
     samples = chirp()
-    ours, stretched = (preprocess(sound, MelFrontEnd(**SALM), at="") for sound in (samples, samples[::2]))
+    ours, stretched = (preprocess(sound, FRONT_END, at="") for sound in (samples, samples[::2]))
     assert difference(ours[: len(stretched)], stretched) > 1

@@ -9,58 +9,41 @@ from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_recipes import audio
 from multimodal_recipes.audio import preprocess
-from multimodal_recipes.recipe import AudioRecipe, EdgePadding, MelFrontEnd
-
-SALM = MelFrontEnd(
-    sample_rate=16_000,
-    window=400,
-    hop=160,
-    fft=512,
-    bands=80,
-    low=0,
-    high=8_000,
-    preemphasis=0.97,
-    log_guard=2**-24,
-    padding=EdgePadding.REFLECT,
-)
-
-
-def noise(samples: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(samples).astype(np.float32) * np.float32(0.1)
+from multimodal_recipes.recipe import MelFrontEnd
+from tests.support.sounds import FRONT_END, SALM, noise
 
 
 @pytest.mark.parametrize("samples", [257, 319, 320, 321, 16_000, 16_159, 16_160])
 def test_the_frames_are_counted_before_they_are_made(samples: int) -> None:
-    assert preprocess(noise(samples), SALM, at="sound").shape == (SALM.frames(samples), 80)
-    assert SALM.frames(samples) == samples // 160 + 1
+    assert preprocess(noise(samples), FRONT_END, at="sound").shape == (FRONT_END.frames(samples), 80)
+    assert FRONT_END.frames(samples) == samples // 160 + 1
 
 
 @pytest.mark.parametrize(("frames", "rows"), [(64, 1), (65, 2), (100, 2), (200, 4), (512, 8), (1024, 16), (3072, 48)])
 def test_rows_of_a_sound(frames: int, rows: int) -> None:
     """NeMo's own counts, which its encoder and adapter gave for these numbers of frames."""
-    recipe = AudioRecipe(mel=SALM, frames_per_row=64)
-    assert recipe.rows((frames - 1) * 160) == recipe.rows(frames * 160 - 1) == rows
+    assert SALM.rows((frames - 1) * 160) == SALM.rows(frames * 160 - 1) == rows
 
 
 def test_every_band_has_mean_0_and_deviation_1() -> None:
-    frames = preprocess(noise(20_000), SALM, at="sound")
+    frames = preprocess(noise(20_000), FRONT_END, at="sound")
     assert np.abs(frames.mean(axis=0)).max() < 1e-6
     assert np.abs(frames.std(axis=0, ddof=1) - 1).max() < 1e-4
 
 
 def test_silence_is_frames_of_zero() -> None:
-    assert not preprocess(np.zeros(1_000, np.float32), SALM, at="sound").any()
+    assert not preprocess(np.zeros(1_000, np.float32), FRONT_END, at="sound").any()
 
 
 def test_long_sounds_are_made_in_pieces_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = preprocess(noise(5_000), SALM, at="sound")
+    whole = preprocess(noise(5_000), FRONT_END, at="sound")
     monkeypatch.setattr(audio, "BLOCK", 7)
-    assert np.array_equal(preprocess(noise(5_000), SALM, at="sound"), whole)
+    assert np.array_equal(preprocess(noise(5_000), FRONT_END, at="sound"), whole)
 
 
 def test_the_samples_stay_as_they_are() -> None:
     samples = noise(1_000)
-    preprocess(samples, SALM, at="sound")
+    preprocess(samples, FRONT_END, at="sound")
     assert np.array_equal(samples, noise(1_000))
 
 
@@ -77,7 +60,7 @@ def test_the_samples_stay_as_they_are() -> None:
 )
 def test_what_has_no_frames_is_refused(samples: NDArray[np.float32], says: str) -> None:
     with pytest.raises(ProductError, match="input_signal") as caught:
-        preprocess(samples, SALM, at="input_signal")
+        preprocess(samples, FRONT_END, at="input_signal")
     assert caught.value.failure.reason is Reason.REQUEST_REFUSED
     assert says in str(caught.value)
 
@@ -85,4 +68,4 @@ def test_what_has_no_frames_is_refused(samples: NDArray[np.float32], says: str) 
 @pytest.mark.parametrize("changes", [{"window": 600}, {"low": 9_000}, {"high": 8_001}, {"hop": 0}])
 def test_a_front_end_that_cannot_be_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ValidationError):
-        MelFrontEnd.model_validate(SALM.model_dump() | changes)
+        MelFrontEnd.model_validate(FRONT_END.model_dump() | changes)

@@ -7,9 +7,10 @@ from pydantic import ValidationError
 
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family
-from multimodal_recipes.layout import lay_out
+from multimodal_recipes.layout import lay_out, lay_out_sound
 from multimodal_recipes.prompt import MediaSlot
-from multimodal_recipes.recipe import AudioRecipe, FrameSampling, Recipe, VideoLayout, VideoRecipe
+from multimodal_recipes.recipe import FrameSampling, Recipe, VideoLayout, VideoRecipe
+from tests.support.sounds import SALM
 from tests.support.tiny_engine import RECIPE, TOKENS_PER_IMAGE
 
 ROWS = 9
@@ -54,9 +55,13 @@ def test_a_recipe_has_one_modality() -> None:
     with pytest.raises(ValidationError, match="exactly one"):
         Recipe.model_validate(fields | {"vision": None})
     with pytest.raises(ValidationError, match="exactly one"):
-        Recipe.model_validate(fields | {"audio": {"sample_rate": 16_000}})
-    hearing = RECIPE.model_copy(
-        update={"family": Family.SALM, "vision": None, "audio": AudioRecipe(sample_rate=16_000)}
-    )
+        Recipe.model_validate(fields | {"audio": SALM})
+    hearing = RECIPE.model_copy(update={"family": Family.SALM, "vision": None, "audio": SALM})
     with pytest.raises(ProductError, match="salm takes audio"):
         hearing.seeing()
+    with pytest.raises(ProductError, match="neva takes pictures"):
+        RECIPE.hearing()
+
+
+def test_a_sound_takes_the_rows_that_its_encoder_gives() -> None:
+    assert lay_out_sound(SALM, 5 * 16_000).parts == (MediaSlot(8),)  # 501 frames
