@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from multimodal_api.errors import Failure
 from multimodal_api.reasons import Reason
-from multimodal_builder.checkpoints.config import CONFIG_NAME, ModelConfig
+from multimodal_builder.checkpoints.config import CONFIG_NAME, LanguageConfig, ModelConfig
+from multimodal_builder.components import is_language
 from multimodal_builder.mappings.architectures import fitting_types, nearest
 from multimodal_builder.templates import CONVERSATIONS
 from multimodal_recipes.recipe import FeatureSelect
@@ -16,24 +17,28 @@ if TYPE_CHECKING:
 
     from multimodal_api.engine import TokenLimits
     from multimodal_api.families import LlmType
+    from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
     from multimodal_builder.tower_config import TowerConfig
 
 CONVERT: Final = "convert the checkpoint with NeMo first"
 
 
-class ConfigRule(NamedTuple):
+_Config_contra = TypeVar("_Config_contra", bound=LanguageConfig, contravariant=True)
+
+
+class ConfigRule(NamedTuple, Generic[_Config_contra]):
     """One rule of `model_config.yaml`."""
 
     key: str
-    value: Callable[[ModelConfig], object]
-    holds: Callable[[ModelConfig], bool]
+    value: Callable[[_Config_contra], object]
+    holds: Callable[[_Config_contra], bool]
     why: str
     """What contradicts the value; continues "is <value>, but"."""
     remedy: str
     reason: Reason = Reason.CHECKPOINT_CONFIG
 
 
-DECODER: Final = (
+DECODER: Final[tuple[ConfigRule[LanguageConfig], ...]] = (
     ConfigRule(
         "mcore_gpt",
         lambda c: c.mcore_gpt,
@@ -75,15 +80,7 @@ DECODER: Final = (
 )
 """Of the language model, whatever its type."""
 
-NEVA: Final = (
-    ConfigRule(
-        "mm_cfg.llm.freeze",
-        lambda c: c.mm_cfg.llm.freeze,
-        lambda c: not c.mm_cfg.llm.freeze,
-        "then the archive holds no language model",
-        "use the checkpoint of a training stage that also trained the language model",
-        Reason.UNSUPPORTED_MODEL,
-    ),
+NEVA: Final[tuple[ConfigRule[ModelConfig], ...]] = (
     ConfigRule(
         "mm_cfg.use_lita",
         lambda c: c.mm_cfg.use_lita,
@@ -121,6 +118,9 @@ NEVA: Final = (
         f"NeMo knows {' and '.join(FeatureSelect)}",
         "correct it",
     ),
+)
+
+TOKENIZER: Final[tuple[ConfigRule[LanguageConfig], ...]] = (
     ConfigRule(
         "tokenizer.library",
         lambda c: c.tokenizer.library,
@@ -140,32 +140,60 @@ NEVA: Final = (
 )
 
 
-def check_config(config: ModelConfig, llm_type: LlmType) -> Iterator[Failure]:
-    """List every rule that a NeVA checkpoint breaks."""
-    for rule in (*NEVA, *DECODER):
+def check_config(sources: Sources, llm_type: LlmType) -> Iterator[Failure]:
+    """List every rule that a NeVA model breaks; the language model may have its own checkpoint."""
+    visual, language = sources.visual, sources.language
+    yield from _broken(NEVA, visual.config, visual.config_at)
+    yield from _broken((*TOKENIZER, *DECODER), language.config, language.config_at)
+    yield from _check_llm_type(language, llm_type)
+    yield from _check_language(sources)
+
+
+def _broken(rules: tuple[ConfigRule[_Config_contra], ...], config: _Config_contra, at: str) -> Iterator[Failure]:
+    for rule in rules:
         if not rule.holds(config):
             yield Failure(
                 reason=rule.reason,
-                at=f"{CONFIG_NAME}: {rule.key}",
+                at=f"{at}: {rule.key}",
                 problem=f"is {rule.value(config)!r}, but {rule.why}",
                 remedy=rule.remedy,
             )
-    yield from _check_llm_type(config, llm_type)
 
 
-def _check_llm_type(config: ModelConfig, llm_type: LlmType) -> Iterator[Failure]:
+def _check_llm_type(language: Checkpoint[LanguageConfig], llm_type: LlmType) -> Iterator[Failure]:
     """List every key that keeps the type from holding the language model, and name the types that can."""
+    config = language.config
     architecture = nearest(config, llm_type)
     others = fitting_types(config)
     for requirement in architecture.broken(config):
         yield Failure(
             reason=Reason.CHECKPOINT_CONFIG if others else Reason.UNSUPPORTED_MODEL,
-            at=f"{CONFIG_NAME}: {requirement.key}",
+            at=f"{language.config_at}: {requirement.key}",
             problem=f"is {requirement.value(config)!r}, but llmType {llm_type} ({architecture.name}) "
             f"needs {requirement.needs}",
             remedy=f"set spec.model.llmType to {' or '.join(others)}"
             if others
             else "use another checkpoint: no llmType of this version has this combination of settings",
+        )
+
+
+def _check_language(sources: Sources) -> Iterator[Failure]:
+    """Require a language model, and one that the projector was trained for."""
+    visual, language = sources.visual, sources.language
+    if sources.llm is None and not any(map(is_language, visual.tensors.infos())):
+        freeze = visual.config.mm_cfg.llm.freeze
+        yield Failure(
+            reason=Reason.CHECKPOINT_WEIGHTS,
+            at=f"{visual.config_at}: mm_cfg.llm.freeze",
+            problem=f"is {freeze}, and the checkpoint holds no language model",
+            remedy="give the checkpoint of its language model too: spec.model.llmCheckpoint, or --llm",
+        )
+    if visual.config.hidden_size != language.config.hidden_size:
+        yield Failure(
+            reason=Reason.CHECKPOINT_CONFIG,
+            at=f"{language.config_at}: hidden_size",
+            problem=f"is {language.config.hidden_size}, but the projector was trained for {visual.config.hidden_size}",
+            remedy="give the language model that the visual checkpoint was trained with",
         )
 
 

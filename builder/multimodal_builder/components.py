@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from multimodal_builder.casts import cast
 from multimodal_builder.checkpoints.tensors import TensorInfo
@@ -15,7 +15,8 @@ from multimodal_recipes.recipe import LLM_DIR, PROJECTOR_DIR, VISION_DIR, Projec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from multimodal_builder.checkpoints.nemo import NemoCheckpoint
+    from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
+    from multimodal_builder.checkpoints.config import ModelConfig
     from multimodal_builder.checkpoints.tensors import Array, TensorSource
     from multimodal_builder.mappings.language_model import JsonObject, LanguageModel
     from multimodal_builder.tokenizer import ConvertedTokenizer
@@ -55,12 +56,28 @@ class Component:
         return max(sizes, key=lambda dtype: sizes[dtype], default="F32")
 
 
-def llm_component(
-    checkpoint: NemoCheckpoint, language_model: LanguageModel, tokenizer: ConvertedTokenizer
-) -> Component:
-    """Plan `llm/`: everything in the checkpoint that belongs to no other component."""
-    others = (TOWER_PREFIX, projector.ARCHIVE_PREFIX)
-    infos = {name: info for name, info in checkpoint.tensors.infos().items() if not name.startswith(others)}
+LANGUAGE_PREFIXES: Final = ("model.embedding.", "model.decoder.", "model.output_layer.")
+"""Of the tensors of a language model, and of the components inside its embedding."""
+
+
+def is_language(name: str) -> bool:
+    """Tell whether a tensor of a checkpoint belongs to no other component than the language model."""
+    return not name.startswith((TOWER_PREFIX, projector.ARCHIVE_PREFIX))
+
+
+def strays(sources: Sources) -> list[str]:
+    """List tensors of a visual checkpoint that no component looks at because the language model has its own."""
+    names = () if sources.llm is None else sources.visual.tensors.infos()
+    return [name for name in names if is_language(name) and not name.startswith(LANGUAGE_PREFIXES)]
+
+
+def llm_component(sources: Sources, language_model: LanguageModel, tokenizer: ConvertedTokenizer) -> Component:
+    """Plan `llm/`: everything that belongs to no other component.
+
+    A visual checkpoint beside one of the language model may hold a language model too; that one is not taken.
+    """
+    checkpoint = sources.language
+    infos = {name: info for name, info in checkpoint.tensors.infos().items() if is_language(name)}
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     return Component(
         LLM_DIR,
@@ -80,7 +97,7 @@ def vision_component(tower: Tower) -> Component:
     return Component(VISION_DIR, tower.source, tower.mapped(), files)
 
 
-def projector_component(checkpoint: NemoCheckpoint, config: ProjectorConfig) -> Component:
+def projector_component(checkpoint: Checkpoint[ModelConfig], config: ProjectorConfig) -> Component:
     """Plan `projector/`."""
     infos = _starting(checkpoint.tensors.infos(), projector.ARCHIVE_PREFIX)
     return Component(

@@ -10,14 +10,12 @@ from multimodal_api.engine import Dtype
 from multimodal_api.errors import Failure, ProductError
 from multimodal_api.families import Family, LlmType
 from multimodal_builder import checks
-from multimodal_builder.checkpoints.nemo import open_checkpoint
+from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
+from multimodal_builder.checkpoints.nemo import open_sources
 from multimodal_builder.plan import Plan, make_plan
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from multimodal_api.engine import TokenLimits
-    from multimodal_builder.checkpoints.nemo import NemoCheckpoint
 
 BYTES: Final = {Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2, Dtype.FLOAT32: 4}
 """Size of one value."""
@@ -27,7 +25,7 @@ _STORED: Final = {"BF16": 2, "F16": 2, "F32": 4}
 class Inspection(Model):
     """What configurations and headers say about a checkpoint."""
 
-    checkpoint: str
+    checkpoints: CheckpointPaths
     family: Family
     llm_type: LlmType
     problems: tuple[Failure, ...]
@@ -57,28 +55,28 @@ class Inspection(Model):
 
 
 def inspect(
-    path: Path, *, family: Family, llm_type: LlmType, dtype: Dtype, limits: TokenLimits | None
+    paths: CheckpointPaths, *, family: Family, llm_type: LlmType, dtype: Dtype, limits: TokenLimits | None
 ) -> tuple[Inspection, Plan | None, ExitStack]:
-    """Read a checkpoint's headers.
+    """Read the headers of a model's checkpoints.
 
     Args:
-        path: Archive or folder.
+        paths: Archives or folders.
         family: Wanted.
         llm_type: Wanted.
         dtype: Of the weights in memory.
         limits: To check, and for the memory of the cache.
 
     Returns:
-        The report; the plan, when there are no problems; and what closes the checkpoint that the plan reads.
+        The report; the plan, when there are no problems; and what closes the checkpoints that the plan reads.
     """
     opened = ExitStack()
     try:
-        checkpoint: NemoCheckpoint = opened.enter_context(open_checkpoint(path))
+        sources = open_sources(paths, opened)
     except ProductError as error:
-        return _report(path, family, llm_type, [error.failure]), None, opened
-    plan, problems = make_plan(checkpoint, family, llm_type)
+        return _report(paths, family, llm_type, [error.failure]), None, opened
+    plan, problems = make_plan(sources, family, llm_type)
     if plan is None:
-        return _report(path, family, llm_type, problems), None, opened
+        return _report(paths, family, llm_type, problems), None, opened
     opened.callback(plan.tower.close)
     vision = plan.recipe.seeing()
     if limits is not None:
@@ -89,22 +87,24 @@ def inspect(
             positions=plan.recipe.max_positions,
         )
     if problems:
-        return _report(path, family, llm_type, problems), None, opened
-    return _describe(path, llm_type, plan, dtype, limits), plan, opened
+        return _report(paths, family, llm_type, problems), None, opened
+    return _describe(paths, llm_type, plan, dtype, limits), plan, opened
 
 
-def _report(path: Path, family: Family, llm_type: LlmType, problems: list[Failure]) -> Inspection:
-    return Inspection(checkpoint=str(path), family=family, llm_type=llm_type, problems=tuple(problems))
+def _report(paths: CheckpointPaths, family: Family, llm_type: LlmType, problems: list[Failure]) -> Inspection:
+    return Inspection(checkpoints=paths, family=family, llm_type=llm_type, problems=tuple(problems))
 
 
-def _describe(path: Path, llm_type: LlmType, plan: Plan, dtype: Dtype, limits: TokenLimits | None) -> Inspection:
+def _describe(
+    paths: CheckpointPaths, llm_type: LlmType, plan: Plan, dtype: Dtype, limits: TokenLimits | None
+) -> Inspection:
     shape, recipe = plan.language_model, plan.recipe
     vision = recipe.seeing()
     infos = [info for part in plan.components for step in part.mapped.steps for _, info in step.targets]
     parameters = sum(info.nbytes // _STORED[info.dtype] for info in infos)
     per_position = 2 * shape.layers * shape.groups * shape.head_size * BYTES[dtype]
     return Inspection(
-        checkpoint=str(path),
+        checkpoints=paths,
         family=recipe.family,
         llm_type=llm_type,
         problems=(),

@@ -29,6 +29,7 @@ from multimodal_api.families import Family, LlmType
 from multimodal_api.logs import FIELDS, configure
 from multimodal_api.reasons import Reason
 from multimodal_builder.canonical import write_canonical
+from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.inspection import inspect
 from multimodal_builder.llava import write_llava
 from multimodal_builder.progress import Tracker, serve_progress
@@ -85,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     building = commands.add_parser("build", help="make an engine in a store, as the build Job does")
     building.add_argument("--inputs", type=BuildInputs.model_validate_json, required=True, help="BuildInputs as JSON")
     building.add_argument("--visual-checkpoint", type=Path, required=True)
+    building.add_argument("--llm-checkpoint", type=Path)
+    building.add_argument("--lora-checkpoint", type=Path)
     building.add_argument("--store", type=Path, required=True)
     building.add_argument("--key", type=TypeAdapter(EngineKey).validate_python, required=True)
     building.add_argument("--stop-after", choices=[Stage.INSPECT.value], help="only look at the checkpoint")
@@ -98,13 +101,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help=".nemo archive, or the folder of an unpacked one")
+    parser.add_argument("--llm", type=Path, metavar="CHECKPOINT", help="of the language model; default: the first one")
+    parser.add_argument("--lora", type=Path, metavar="CHECKPOINT", help="of an adapter to merge into it")
     parser.add_argument("--type", type=Family, choices=list(Family), default=Family.NEVA)
     parser.add_argument("--llm-type", type=LlmType, choices=list(LlmType), default=LlmType.LLAMA)
 
 
+def _paths(arguments: argparse.Namespace) -> CheckpointPaths:
+    return CheckpointPaths(visual=arguments.checkpoint, llm=arguments.llm, lora=arguments.lora)
+
+
 def _inspect(arguments: argparse.Namespace) -> ExitCode:
     inspection, _, opened = inspect(
-        arguments.checkpoint, family=arguments.type, llm_type=arguments.llm_type, dtype=Dtype.BFLOAT16, limits=None
+        _paths(arguments), family=arguments.type, llm_type=arguments.llm_type, dtype=Dtype.BFLOAT16, limits=None
     )
     opened.close()
     if arguments.json:
@@ -117,7 +126,7 @@ def _inspect(arguments: argparse.Namespace) -> ExitCode:
 def _convert(arguments: argparse.Namespace) -> ExitCode:
     out: Path = arguments.out
     inspection, plan, opened = inspect(
-        arguments.checkpoint, family=arguments.type, llm_type=arguments.llm_type, dtype=Dtype.BFLOAT16, limits=None
+        _paths(arguments), family=arguments.type, llm_type=arguments.llm_type, dtype=Dtype.BFLOAT16, limits=None
     )
     with opened:
         if plan is None:
@@ -146,7 +155,9 @@ def _build(arguments: argparse.Namespace) -> ExitCode:
     request = BuildRequest(
         inputs=arguments.inputs,
         key=arguments.key,
-        checkpoint=arguments.visual_checkpoint,
+        checkpoints=CheckpointPaths(
+            visual=arguments.visual_checkpoint, llm=arguments.llm_checkpoint, lora=arguments.lora_checkpoint
+        ),
         stop_after_inspect=arguments.stop_after is not None,
         expect_engine=arguments.expect_engine,
         keep=None if arguments.keep is None else tuple(arguments.keep),

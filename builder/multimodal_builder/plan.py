@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from multimodal_api.errors import Failure, ProductError
 from multimodal_api.families import IMPLEMENTED_FAMILIES, IMPLEMENTED_LLM_TYPES, Family, LlmType
 from multimodal_api.reasons import Reason
 from multimodal_builder import checks
-from multimodal_builder.components import Component, llm_component, projector_component, vision_component
+from multimodal_builder.components import (
+    Component,
+    llm_component,
+    projector_component,
+    strays,
+    vision_component,
+)
 from multimodal_builder.lora import Adapters, merge_adapters
 from multimodal_builder.mappings import megatron
 from multimodal_builder.mappings.architectures import nearest
@@ -22,8 +28,7 @@ from multimodal_recipes.recipe import Recipe, VisionRecipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from multimodal_builder.checkpoints.config import ModelConfig
-    from multimodal_builder.checkpoints.nemo import NemoCheckpoint
+    from multimodal_builder.checkpoints.checkpoint import Sources
     from multimodal_builder.mappings.language_model import LanguageModel
 
 SHOWN: Final = 5
@@ -51,7 +56,7 @@ class Plan:
         return sum(component.mapped.nbytes for component in self.components)
 
 
-def make_plan(checkpoint: NemoCheckpoint, family: Family, llm_type: LlmType) -> tuple[Plan | None, list[Failure]]:
+def make_plan(sources: Sources, family: Family, llm_type: LlmType) -> tuple[Plan | None, list[Failure]]:
     """Decide a conversion.
 
     Returns:
@@ -59,15 +64,15 @@ def make_plan(checkpoint: NemoCheckpoint, family: Family, llm_type: LlmType) -> 
     """
     if family not in IMPLEMENTED_FAMILIES or llm_type not in IMPLEMENTED_LLM_TYPES:
         return None, [_unsupported(family, llm_type)]
-    problems = list(checks.check_config(checkpoint.config, llm_type))
-    checkpoint = _attempt(lambda: _merged(checkpoint), problems) or checkpoint
-    tokenizer = None if problems else _attempt(lambda: _tokenizer(checkpoint), problems)
-    tower = _attempt(lambda: find_tower(checkpoint), problems)
+    problems = list(checks.check_config(sources, llm_type))
+    sources = _attempt(lambda: _merged(sources), problems) or sources
+    tokenizer = None if problems else _attempt(lambda: _tokenizer(sources), problems)
+    tower = _attempt(lambda: find_tower(sources.visual), problems)
     if tower is not None:
-        problems += checks.check_tower(checkpoint.config, tower.config)
+        problems += checks.check_tower(sources.visual.config, tower.config)
     if tokenizer is None or tower is None:
         return None, problems
-    plan = _attempt(lambda: _assemble(checkpoint, family, llm_type, tokenizer, tower), problems)
+    plan = _attempt(lambda: _assemble(sources, family, llm_type, tokenizer, tower), problems)
     return (None if problems else plan), problems
 
 
@@ -89,79 +94,86 @@ def _unsupported(family: Family, llm_type: LlmType) -> Failure:
     )
 
 
-def _merged(checkpoint: NemoCheckpoint) -> NemoCheckpoint:
-    """Give the checkpoint with its adapters in its weights."""
-    adapters = Adapters(checkpoint.members.at, checkpoint.tensors, checkpoint.config.lora)
-    return replace(checkpoint, tensors=merge_adapters(checkpoint.tensors, [adapters]))
+def _merged(sources: Sources) -> Sources:
+    """Give the sources with adapters in the weights of the language model, whichever checkpoint holds them."""
+    adapters = [Adapters(source.at, source.tensors, source.config.lora) for source in sources.given()]
+    if sources.lora is not None and not adapters[-1].names:
+        raise ProductError(
+            Reason.CHECKPOINT_WEIGHTS,
+            at=sources.lora.at,
+            problem="it was given as a LoRA checkpoint, and holds no adapter",
+            remedy="leave it out, or give the checkpoint that holds the adapters",
+        )
+    return sources.with_language(merge_adapters(sources.language.tensors, adapters))
 
 
-def _tokenizer(checkpoint: NemoCheckpoint) -> ConvertedTokenizer:
-    config = checkpoint.config
+def _tokenizer(sources: Sources) -> ConvertedTokenizer:
+    config, language = sources.visual.config, sources.language
     conversation = CONVERSATIONS[config.data.conv_template]
     return convert_tokenizer(
-        checkpoint.artifact("tokenizer.model", config.tokenizer.model),
+        language.artifact("tokenizer.model", language.config.tokenizer.model),
         prompt_template(conversation, start_end=config.mm_cfg.use_im_start_end),
-        positions=config.positions,
-        at=f"{checkpoint.members.at}: tokenizer.model",
+        positions=language.config.positions,
+        at=f"{language.at}: tokenizer.model",
     )
 
 
-def _assemble(
-    checkpoint: NemoCheckpoint, family: Family, llm_type: LlmType, tokenizer: ConvertedTokenizer, tower: Tower
-) -> Plan:
-    config = checkpoint.config
-    language_model = nearest(config, llm_type).build(config, rows=_embedding_rows(checkpoint, tokenizer.vocab_size))
-    projection = projector_config(config, tower)
-    vision = vision_recipe(config, tower, projection)
+def _assemble(sources: Sources, family: Family, llm_type: LlmType, tokenizer: ConvertedTokenizer, tower: Tower) -> Plan:
+    language = sources.language
+    rows = _embedding_rows(sources, tokenizer.vocab_size)
+    language_model = nearest(language.config, llm_type).build(language.config, rows=rows)
+    projection = projector_config(sources.visual.config, tower)
+    vision = vision_recipe(sources.visual.config, tower, projection)
     components = (
-        llm_component(checkpoint, language_model, tokenizer),
+        llm_component(sources, language_model, tokenizer),
         vision_component(tower),
-        projector_component(checkpoint, projection),
+        projector_component(sources.visual, projection),
     )
-    _check_weights(components, checkpoint.members.at)
+    _check_weights(components, sources)
     return Plan(
         components=components,
-        recipe=_recipe(config, family, tokenizer, vision),
+        recipe=_recipe(sources, family, tokenizer, vision),
         language_model=language_model,
         tower=tower,
         prompt_tokens=tokenizer.prompt_tokens,
-        settings=(checkpoint.config_bytes(), checkpoint.artifact("tokenizer.model", config.tokenizer.model)),
+        settings=tuple(sources.settings()),
     )
 
 
-def _embedding_rows(checkpoint: NemoCheckpoint, vocab_size: int) -> int:
+def _embedding_rows(sources: Sources, vocab_size: int) -> int:
     """Give the padded size of the vocabulary, which only the weights know.
 
     Raises:
         ProductError: there is no embedding, or it is smaller than the tokenizer.
     """
+    checkpoint = sources.language
     info = checkpoint.tensors.infos().get(megatron.EMBEDDING)
     rows = info.shape[0] if info is not None and info.shape else 0
     if rows < vocab_size:
         raise ProductError(
             Reason.CHECKPOINT_WEIGHTS,
-            at=f"{checkpoint.members.at}: {megatron.EMBEDDING}",
+            at=f"{checkpoint.at}: {megatron.EMBEDDING}",
             problem=f"{rows} rows for a tokenizer of {vocab_size} pieces" if info else "this tensor is missing",
             remedy="use an archive that holds the whole language model and the tokenizer it was trained with",
         )
     return rows
 
 
-def _recipe(config: ModelConfig, family: Family, tokenizer: ConvertedTokenizer, vision: VisionRecipe) -> Recipe:
+def _recipe(sources: Sources, family: Family, tokenizer: ConvertedTokenizer, vision: VisionRecipe) -> Recipe:
     return Recipe(
         family=family,
         template=tokenizer.template,
         vision=vision,
         vocab_size=tokenizer.vocab_size,
         eos_token_ids=(tokenizer.eos,),
-        stop_strings=CONVERSATIONS[config.data.conv_template].stop_strings,
+        stop_strings=CONVERSATIONS[sources.visual.config.data.conv_template].stop_strings,
         add_bos=False,
-        max_positions=config.positions,
+        max_positions=sources.language.config.positions,
     )
 
 
-def _check_weights(components: tuple[Component, ...], at: str) -> None:
-    """Require that every tensor of the checkpoint is consumed and every parameter of the model is set.
+def _check_weights(components: tuple[Component, ...], sources: Sources) -> None:
+    """Require that every tensor of the checkpoints is consumed and every parameter of the model is set.
 
     Raises:
         ProductError: with both difference lists.
@@ -169,14 +181,14 @@ def _check_weights(components: tuple[Component, ...], at: str) -> None:
     maps = [component.mapped for component in components]
     lists = (
         ("missing", [name for mapped in maps for name in mapped.missing]),
-        ("left over", [name for mapped in maps for name in mapped.unknown]),
+        ("left over", [*(name for mapped in maps for name in mapped.unknown), *strays(sources)]),
         ("wrong", [sentence for mapped in maps for sentence in mapped.wrong]),
     )
     parts = [f"{len(names)} {label}: {_some(names)}" for label, names in lists if names]
     if parts:
         raise ProductError(
             Reason.CHECKPOINT_WEIGHTS,
-            at=f"{at}: weights",
+            at=f"{' and '.join(dict.fromkeys((sources.visual.at, sources.language.at)))}: weights",
             problem="; ".join(parts),
             remedy="use a whole checkpoint whose model_config.yaml belongs to its weights",
         )

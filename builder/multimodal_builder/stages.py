@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
     from multimodal_builder.plan import Plan
     from multimodal_builder.progress import Tracker
     from multimodal_builder.store import Store
@@ -46,11 +47,19 @@ class BuildRequest:
 
     inputs: BuildInputs
     key: EngineKey
-    checkpoint: Path
+    checkpoints: CheckpointPaths
     stop_after_inspect: bool
     expect_engine: bool
     keep: tuple[EngineKey, ...] | None
     """Engines that stay; None removes none."""
+
+
+class FileIdentity(Model):
+    """What tells one state of a checkpoint from another without reading it; sums and latest over a folder."""
+
+    path: str
+    size: int
+    modified_ns: int
 
 
 class Identity(Model):
@@ -58,9 +67,7 @@ class Identity(Model):
 
     inputs: BuildInputs
     builder_version: str
-    checkpoint: str
-    size: int
-    modified_ns: int
+    checkpoints: tuple[FileIdentity, ...]
 
 
 class ConvertResult(Model):
@@ -92,7 +99,7 @@ class Attempt:
         self.store = store
         self.tracker = tracker
         self.opened = opened
-        """Closes the checkpoint."""
+        """Closes the checkpoints."""
         self.work = store.workspace(request.key, _identity(request))
         self.plan: Plan | None = None
         """Of this attempt's inspection; none is needed once the conversion is finished."""
@@ -195,7 +202,7 @@ def run_build(request: BuildRequest, store: Store, tracker: Tracker) -> BuildRep
 
 
 def _look(request: BuildRequest, store: Store, tracker: Tracker) -> BuildReport:
-    """Write nothing: find the engine, or check the checkpoint that it would be built from."""
+    """Write nothing: find the engine, or check the checkpoints that it would be built from."""
     if (found := _find(request, store)) is not None:
         return _report(request, tracker, Outcome.FOUND, found)
     with ExitStack() as opened, tracker.during(Stage.INSPECT):
@@ -208,17 +215,17 @@ def make_plan(request: BuildRequest, opened: ExitStack) -> Plan:
 
     Args:
         request: What is wanted.
-        opened: Keeps the checkpoint open.
+        opened: Keeps the checkpoints open.
 
     Raises:
         ProductError: the first problem; it counts the others, which are in the log.
     """
     BACKENDS[request.inputs.backend].check(request.inputs)
     inputs = request.inputs
-    inspection, plan, checkpoint = inspect(
-        request.checkpoint, family=inputs.family, llm_type=inputs.llm_type, dtype=inputs.dtype, limits=inputs.limits
+    inspection, plan, checkpoints = inspect(
+        request.checkpoints, family=inputs.family, llm_type=inputs.llm_type, dtype=inputs.dtype, limits=inputs.limits
     )
-    opened.enter_context(checkpoint)
+    opened.enter_context(checkpoints)
     log.info("inspected", extra={FIELDS: {"inspection": inspection.model_dump(mode="json", exclude_none=True)}})
     if plan is None:
         first, *others = inspection.problems
@@ -246,17 +253,22 @@ def _find(request: BuildRequest, store: Store) -> Manifest | None:
 
 
 def _identity(request: BuildRequest) -> Identity:
-    try:
-        status = request.checkpoint.stat()
-        size, modified = status.st_size, status.st_mtime_ns
-    except OSError:  # the inspection finds the words for it
-        size = modified = 0
     return Identity(
         inputs=request.inputs,
         builder_version=version(DISTRIBUTION),
-        checkpoint=str(request.checkpoint),
-        size=size,
-        modified_ns=modified,
+        checkpoints=tuple(map(_file_identity, request.checkpoints.given())),
+    )
+
+
+def _file_identity(path: Path) -> FileIdentity:
+    try:
+        found = [file.lstat() for file in (path, *path.rglob("*"))]
+    except OSError:  # the inspection finds the words for it
+        found = []
+    return FileIdentity(
+        path=str(path),
+        size=sum(status.st_size for status in found),
+        modified_ns=max((status.st_mtime_ns for status in found), default=0),
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
     from multimodal_builder.inspection import Inspection
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -14,7 +17,7 @@ _STEP: Final = 1024
 def as_table(inspection: Inspection) -> str:
     """Give one line per fact, and one per problem."""
     rows: list[tuple[str, object]] = [
-        ("checkpoint", inspection.checkpoint),
+        *_paths(inspection.checkpoints),
         ("model", f"{inspection.family} with {inspection.llm_type}"),
     ]
     if inspection.problems:
@@ -35,6 +38,11 @@ def as_table(inspection: Inspection) -> str:
         ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _paths(paths: CheckpointPaths) -> Iterator[tuple[str, object]]:
+    named = (("checkpoint", paths.visual), ("language model", paths.llm), ("adapter", paths.lora))
+    return (pair for pair in named if pair[1] is not None)
 
 
 def _size(count: int | None) -> str:

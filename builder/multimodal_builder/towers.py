@@ -14,8 +14,9 @@ from multimodal_builder.tower_config import TowerConfig, read_tower_config
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from multimodal_builder.checkpoints.checkpoint import Checkpoint
+    from multimodal_builder.checkpoints.config import ModelConfig
     from multimodal_builder.checkpoints.huggingface import HuggingFaceFolder
-    from multimodal_builder.checkpoints.nemo import NemoCheckpoint
     from multimodal_builder.checkpoints.tensors import TensorInfo, TensorSource
     from multimodal_builder.mappings.base import Shape
     from multimodal_recipes.recipe import ImagePreprocessing
@@ -76,7 +77,7 @@ class Tower:
         self.folder.close()
 
 
-def find_tower(checkpoint: NemoCheckpoint) -> Tower:
+def find_tower(checkpoint: Checkpoint[ModelConfig]) -> Tower:
     """Find a checkpoint's tower: its files in a folder, its weights in the checkpoint when they are there.
 
     Raises:

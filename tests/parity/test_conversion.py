@@ -32,6 +32,7 @@ from multimodal_api.errors import ProductError
 from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
 from multimodal_builder.canonical import write_canonical
+from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.inspection import inspect
 from multimodal_builder.main import main
 from multimodal_builder.mappings.base import SplitGated, SplitQkv
@@ -175,7 +176,7 @@ def write_checkpoint(folder: Path, reference: LlavaForConditionalGeneration, siz
 
 def convert(path: Path, out: Path) -> Path:
     inspection, plan, opened = inspect(
-        path, family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
+        CheckpointPaths(visual=path), family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
     )
     assert inspection.problems == ()
     assert plan is not None
@@ -427,7 +428,7 @@ def request_for(archive: Path, dtype: Dtype) -> BuildRequest:
     return BuildRequest(
         inputs=inputs,
         key=inputs.key(),
-        checkpoint=archive,
+        checkpoints=CheckpointPaths(visual=archive),
         stop_after_inspect=False,
         expect_engine=False,
         keep=None,
@@ -448,7 +449,7 @@ def test_an_engine_that_does_not_compute_is_not_published(tmp_path: Path) -> Non
         state["model.decoder.final_layernorm.weight"][:] = float("nan")
 
     path = write_checkpoint(tmp_path, make_reference(Sizes()), Sizes(), poison)
-    request = replace(request_for(path, Dtype.FLOAT32), checkpoint=path)
+    request = request_for(path, Dtype.FLOAT32)
     store = Store(tmp_path / "engines")
     store.root.mkdir()
     with pytest.raises(ProductError, match="finite") as caught:

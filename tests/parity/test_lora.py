@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from multimodal_api.engine import Dtype
 from multimodal_api.families import Family, LlmType
 from multimodal_builder.canonical import write_canonical
+from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.inspection import inspect
 from multimodal_builder.lora import MergedSource
 from support.adapters import LEGACY_LAYERS, Lora
@@ -47,7 +48,7 @@ def lora(base: Path) -> Lora:
 
 def convert(path: Path, out: Path) -> Path:
     inspection, plan, opened = inspect(
-        path, family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
+        CheckpointPaths(visual=path), family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
     )
     assert inspection.problems == ()
     assert plan is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -92,8 +92,8 @@ class PeftSection(_Section):
     lora_tuning: LoraSection | None = None
 
 
-class ModelConfig(_Section):
-    """NeMo's `model` section of a NeVA checkpoint; field names and defaults are NeMo's."""
+class LanguageConfig(_Section):
+    """NeMo's `model` section, as far as it describes a language model; field names and defaults are NeMo's."""
 
     mcore_gpt: bool = False
     num_layers: Count
@@ -118,9 +118,7 @@ class ModelConfig(_Section):
     scale_positional_embedding: bool = False
     share_embeddings_and_output_weights: bool = True
     num_moe_experts: int | None = None
-    mm_cfg: MultimodalSection
     tokenizer: TokenizerSection
-    data: DataSection = DataSection()
     peft: PeftSection | None = None
 
     @property
@@ -149,8 +147,22 @@ class ModelConfig(_Section):
         return (self.peft and self.peft.lora_tuning) or LoraSection()
 
 
-def read_config(member: Window) -> ModelConfig:
+class ModelConfig(LanguageConfig):
+    """NeMo's `model` section of a NeVA checkpoint."""
+
+    mm_cfg: MultimodalSection
+    data: DataSection = DataSection()
+
+
+ConfigT = TypeVar("ConfigT", bound=LanguageConfig)
+
+
+def read_config(member: Window, model: type[ConfigT]) -> ConfigT:
     """Read and check the configuration.
+
+    Args:
+        member: The file.
+        model: What has to be in it.
 
     Raises:
         ProductError: it is no YAML mapping; keys are missing or have wrong values: all of them are named.
@@ -162,13 +174,13 @@ def read_config(member: Window) -> ModelConfig:
     if not isinstance(document, dict):
         raise config_error(member.at, "the file holds no keys", "use an archive that NeMo's save_to wrote")
     try:
-        return ModelConfig.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
         wrong = [_describe(detail["loc"], detail["msg"], detail["type"], detail["input"]) for detail in error.errors()]
         raise config_error(
             f"{member.at}: {wrong[0][0]}",
             "; ".join(f"{key} {problem}" for key, problem in wrong),
-            "correct these keys, or use an archive of a NeVA model that NeMo's save_to wrote",
+            "correct these keys, or use an archive that NeMo's save_to wrote",
         ) from error
 
 

@@ -3,82 +3,61 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
 from multimodal_builder.checkpoints.ckpt import CkptSource
-from multimodal_builder.checkpoints.config import CONFIG_NAME, ModelConfig, config_error, read_config
+from multimodal_builder.checkpoints.config import CONFIG_NAME, LanguageConfig, ModelConfig, read_config
 from multimodal_builder.checkpoints.errors import COPY_AGAIN, not_found, unreadable
-from multimodal_builder.checkpoints.members import DirectoryMembers, Members, clean_name
+from multimodal_builder.checkpoints.members import DirectoryMembers, Members
 from multimodal_builder.checkpoints.nemo_tar import TarMembers
 from multimodal_builder.checkpoints.torch_dist import DistributedSource
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
     from pathlib import Path
-    from types import TracebackType
-    from typing import Self
 
+    from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
+    from multimodal_builder.checkpoints.config import ConfigT
     from multimodal_builder.checkpoints.tensors import TensorSource
     from multimodal_builder.checkpoints.window import Window
 
 CKPT_NAME: Final = "model_weights.ckpt"
 DISTRIBUTED_FOLDER: Final = "model_weights"
-ARTIFACT: Final = "nemo:"
-"""Prefix of configuration values that name a member."""
-
 _SHARDED: Final = re.compile(r"(mp_rank_\d+|tp_rank_\d+_pp_rank_\d+)/model_weights\.ckpt")
-_ARTIFACT_LIMIT: Final = 64 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class NemoCheckpoint:
-    """An open checkpoint."""
+def open_sources(paths: CheckpointPaths, opened: ExitStack) -> Sources:
+    """Open all checkpoints of a model.
 
-    path: Path
-    members: Members
-    config: ModelConfig
-    tensors: TensorSource
+    Args:
+        paths: Where they lie.
+        opened: Closes them.
 
-    def artifact(self, key: str, reference: str | None) -> bytes:
-        """Read a file that the configuration names.
-
-        Args:
-            key: The configuration key, for errors.
-            reference: Its value.
-
-        Raises:
-            ProductError: the value names no member.
-        """
-        at = f"{self.members.at}: {CONFIG_NAME}: {key}"
-        if reference is None or not reference.startswith(ARTIFACT):
-            raise config_error(
-                at, f"{reference!r} names no file in the archive", f"use an archive with {ARTIFACT}<file> here"
-            )
-        return self.members.open(clean_name(reference.removeprefix(ARTIFACT), at)).read(_ARTIFACT_LIMIT)
-
-    def config_bytes(self) -> bytes:
-        """Give the configuration as it lies in the checkpoint."""
-        return self.members.open(CONFIG_NAME).read()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.members.close()
+    Raises:
+        ProductError: there is nothing at a path, or it is no readable and safe checkpoint.
+    """
+    return Sources(
+        visual=opened.enter_context(open_checkpoint(paths.visual, ModelConfig)),
+        llm=None if paths.llm is None else opened.enter_context(open_checkpoint(paths.llm, LanguageConfig)),
+        lora=None if paths.lora is None else opened.enter_context(open_checkpoint(paths.lora, LanguageConfig)),
+    )
 
 
-def open_checkpoint(path: Path) -> NemoCheckpoint:
+def open_checkpoint(path: Path, model: type[ConfigT]) -> Checkpoint[ConfigT]:
     """Open an archive or an unpacked one; reads configuration and indices only.
+
+    Args:
+        path: Archive or folder.
+        model: What has to be in the configuration.
 
     Raises:
         ProductError: there is nothing at the path, or it is no readable and safe checkpoint.
     """
     members = _open_members(path)
     try:
-        config = read_config(_open_config(members))
-        return NemoCheckpoint(path, members, config, _open_tensors(members))
+        config = read_config(_open_config(members), model)
+        return Checkpoint(path, members, CONFIG_NAME, config, _open_tensors(members))
     except BaseException:
         members.close()
         raise

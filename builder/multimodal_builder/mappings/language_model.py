@@ -12,7 +12,7 @@ from multimodal_builder.mappings.base import parameters_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from multimodal_builder.checkpoints.config import ModelConfig
+    from multimodal_builder.checkpoints.config import LanguageConfig
     from multimodal_builder.mappings.base import Rule, Shape
 
 JsonObject = dict[str, Any]
@@ -44,11 +44,11 @@ class Requirement(NamedTuple):
     """What one key of the configuration must be, so that an architecture can hold the model."""
 
     key: str
-    holds: Callable[[ModelConfig], bool]
+    holds: Callable[[LanguageConfig], bool]
     needs: str
     """The values it can hold, for people."""
 
-    def value(self, config: ModelConfig) -> object:
+    def value(self, config: LanguageConfig) -> object:
         """Give the key's value."""
         return attrgetter(self.key)(config)
 
@@ -67,15 +67,15 @@ class Architecture:
     """Of the class."""
     requirements: tuple[Requirement, ...]
     """Which of NeMo's models it can hold."""
-    rules: Callable[[ModelConfig], tuple[Rule, ...]]
-    describe: Callable[[ModelConfig], JsonObject]
+    rules: Callable[[LanguageConfig], tuple[Rule, ...]]
+    describe: Callable[[LanguageConfig], JsonObject]
     """Its `config.json`, without what all classes share."""
 
-    def broken(self, config: ModelConfig) -> tuple[Requirement, ...]:
+    def broken(self, config: LanguageConfig) -> tuple[Requirement, ...]:
         """List what keeps it from holding a model."""
         return tuple(requirement for requirement in self.requirements if not requirement.holds(config))
 
-    def build(self, config: ModelConfig, *, rows: int) -> LanguageModel:
+    def build(self, config: LanguageConfig, *, rows: int) -> LanguageModel:
         """Put everything together.
 
         Args:

@@ -9,13 +9,13 @@ from multimodal_builder.mappings.base import Rename
 from multimodal_builder.mappings.language_model import Architecture, JsonObject, one_of
 
 if TYPE_CHECKING:
-    from multimodal_builder.checkpoints.config import ModelConfig
+    from multimodal_builder.checkpoints.config import LanguageConfig
     from multimodal_builder.mappings.base import Rule
 
 LAYER: Final = "model.layers.{n}"
 
 
-def _rules(config: ModelConfig) -> tuple[Rule, ...]:
+def _rules(config: LanguageConfig) -> tuple[Rule, ...]:
     return (
         Rename(megatron.EMBEDDING, "model.embed_tokens.weight"),
         *megatron.norm(megatron.INPUT_NORM, f"{LAYER}.input_layernorm"),
@@ -30,7 +30,7 @@ def _rules(config: ModelConfig) -> tuple[Rule, ...]:
     )
 
 
-def _describe(config: ModelConfig) -> JsonObject:
+def _describe(config: LanguageConfig) -> JsonObject:
     return {
         "model_type": "llama",
         "hidden_size": config.hidden_size,

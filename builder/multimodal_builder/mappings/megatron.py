@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from multimodal_builder.mappings.base import Ignore, Rename, Rule, Shape, SplitGated, SplitQkv, per_layer
 
 if TYPE_CHECKING:
-    from multimodal_builder.checkpoints.config import ModelConfig
+    from multimodal_builder.checkpoints.config import LanguageConfig
 
 LAYER: Final = "model.decoder.layers.{n}"
 EMBEDDING: Final = "model.embedding.word_embeddings.weight"
@@ -39,7 +39,7 @@ def norm(spellings: tuple[str, ...], target: str) -> tuple[Rule, ...]:
     return tuple(Rename(f"{spelled}{kind}", f"{target}.{kind}") for spelled in spellings for kind in _KINDS)
 
 
-def split_qkv(config: ModelConfig, target: str) -> tuple[Rule, ...]:
+def split_qkv(config: LanguageConfig, target: str) -> tuple[Rule, ...]:
     """Take the fused attention input apart; `{part}` in the target becomes q, k and v."""
     query, key, value = (target.format(part=part, n="{n}") for part in "qkv")
     return tuple(
@@ -60,7 +60,7 @@ def split_gated(gate: str, up: str) -> tuple[Rule, ...]:
     return tuple(SplitGated(f"{FC1}.{kind}", gate=f"{gate}.{kind}", up=f"{up}.{kind}") for kind in _KINDS)
 
 
-def tensors(config: ModelConfig, *, rows: int) -> dict[str, Shape]:
+def tensors(config: LanguageConfig, *, rows: int) -> dict[str, Shape]:
     """Names and shapes of a whole model, norms in Transformer Engine's spelling.
 
     Args:

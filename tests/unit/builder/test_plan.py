@@ -15,6 +15,7 @@ import pytest
 from multimodal_api.engine import Dtype, TokenLimits
 from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
+from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.inspection import Inspection, inspect
 from support.archives import CKPT, CONFIG, Archive
 
@@ -29,7 +30,8 @@ PROJECTOR = "model.embedding.word_embeddings.adapter_layer.mm_projector_adapter.
 def look(
     path: Path, *, family: Family = Family.NEVA, llm: LlmType = LlmType.LLAMA, limits: TokenLimits | None = None
 ) -> Inspection:
-    inspection, plan, opened = inspect(path, family=family, llm_type=llm, dtype=Dtype.FLOAT32, limits=limits)
+    paths = CheckpointPaths(visual=path)
+    inspection, plan, opened = inspect(paths, family=family, llm_type=llm, dtype=Dtype.FLOAT32, limits=limits)
     opened.close()
     assert (plan is None) == bool(inspection.problems)
     return inspection
@@ -75,7 +77,6 @@ def test_the_tower_is_taken_from_the_archive_where_it_is_in_it(
         ("mcore_gpt", False, Reason.UNSUPPORTED_MODEL, "Megatron-core"),
         ("seq_len_interpolation_factor", 2.0, Reason.UNSUPPORTED_MODEL, "scaled positions"),
         ("scale_positional_embedding", True, Reason.UNSUPPORTED_MODEL, "scaled positions"),
-        ("mm_cfg.llm.freeze", True, Reason.UNSUPPORTED_MODEL, "no language model"),
         ("mm_cfg.use_lita", True, Reason.CHECKPOINT_CONFIG, "neva"),
         ("data.media_type", "video", Reason.CHECKPOINT_CONFIG, "takes pictures"),
         ("data.conv_template", "mistral", Reason.UNSUPPORTED_MODEL, "'mistral'"),

@@ -29,6 +29,7 @@ from multimodal_api.reasons import Reason
 from multimodal_builder import stages
 from multimodal_builder import store as store_module
 from multimodal_builder.backends.registry import BACKENDS
+from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.progress import Tracker
 from multimodal_builder.stages import STEPS, BuildRequest, run_build
 from multimodal_builder.store import LOCKS, PARTIAL, Store
@@ -80,7 +81,7 @@ def request_(tmp_path: Path) -> BuildRequest:
     return BuildRequest(
         inputs=INPUTS,
         key=INPUTS.key(),
-        checkpoint=Archive.read(CLASSIC).write(tmp_path),
+        checkpoints=CheckpointPaths(visual=Archive.read(CLASSIC).write(tmp_path)),
         stop_after_inspect=False,
         expect_engine=False,
         keep=None,
@@ -140,7 +141,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(request_: BuildRequest, engine
 
 def test_an_engine_in_the_store_is_found_and_nothing_is_read(request_: BuildRequest, engines: Store) -> None:
     build(request_, engines)
-    request_.checkpoint.unlink()
+    request_.checkpoints.visual.unlink()
     for changed in (request_, replace(request_, stop_after_inspect=True), replace(request_, expect_engine=True)):
         assert build(changed, engines).outcome is Outcome.FOUND
 
@@ -154,7 +155,7 @@ def test_inspection_alone_writes_nothing(request_: BuildRequest, engines: Store)
 @pytest.mark.parametrize("stop", [True, False])
 def test_a_bad_checkpoint_leaves_no_engine(request_: BuildRequest, engines: Store, *, stop: bool) -> None:
     Archive.read(CLASSIC).set_config("activation", "gelu").set_config("num_moe_experts", 8).write(
-        request_.checkpoint.parent
+        request_.checkpoints.visual.parent
     )
     with pytest.raises(ProductError, match="and 1 more problems") as caught:
         build(replace(request_, stop_after_inspect=stop), engines)
@@ -163,7 +164,7 @@ def test_a_bad_checkpoint_leaves_no_engine(request_: BuildRequest, engines: Stor
 
 
 def test_an_expected_engine_that_is_absent_is_said_so(request_: BuildRequest, engines: Store) -> None:
-    request_.checkpoint.unlink()
+    request_.checkpoints.visual.unlink()
     with pytest.raises(ProductError) as caught:
         build(replace(request_, expect_engine=True), engines)
     assert caught.value.failure.reason is Reason.ENGINE_NOT_FOUND
@@ -291,7 +292,7 @@ def test_work_of_another_input_is_not_gone_on_with(
     with monkeypatch.context() as patched:
         patched.setitem(STEPS, Stage.PUBLISH, lambda _: kill())
         in_child(lambda: build(request_, engines))
-    os.utime(request_.checkpoint)  # a newer file of the same size under the same name
+    os.utime(request_.checkpoints.visual)  # a newer file of the same size under the same name
     build(request_, engines)
     assert backend.verified == 1
     assert check_store(engines, request_.key) is not None

@@ -1,0 +1,124 @@
+"""What every form on disk becomes: configuration, tensors under one set of names, and files that the first names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from multimodal_api.base import Model
+from multimodal_builder.checkpoints.config import LanguageConfig, ModelConfig, config_error
+from multimodal_builder.checkpoints.members import clean_name
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from multimodal_builder.checkpoints.members import Members
+    from multimodal_builder.checkpoints.tensors import TensorSource
+
+ARTIFACT: Final = "nemo:"
+"""Prefix of configuration values that name a member."""
+_ARTIFACT_LIMIT: Final = 64 * 2**20
+
+_Config_co = TypeVar("_Config_co", bound=LanguageConfig, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint(Generic[_Config_co]):
+    """An open checkpoint, whatever its form."""
+
+    path: Path
+    members: Members
+    config_name: str
+    """Member that the configuration was read from."""
+    config: _Config_co
+    tensors: TensorSource
+    """Names are NeMo 1's with Megatron-core, one entry per layer and per expert."""
+
+    @property
+    def at(self) -> str:
+        """What to call it in an error."""
+        return self.members.at
+
+    @property
+    def config_at(self) -> str:
+        """What to call its configuration in an error."""
+        return f"{self.at}: {self.config_name}"
+
+    @property
+    def settings(self) -> bytes:
+        """The configuration as it lies in the checkpoint."""
+        return self.members.open(self.config_name).read()
+
+    def artifact(self, key: str, reference: str | None) -> bytes:
+        """Read a file that the configuration names.
+
+        Args:
+            key: The configuration key, for errors.
+            reference: Its value.
+
+        Raises:
+            ProductError: the value names no member.
+        """
+        at = f"{self.config_at}: {key}"
+        if reference is None or not reference.startswith(ARTIFACT):
+            raise config_error(
+                at, f"{reference!r} names no file in the archive", f"use an archive with {ARTIFACT}<file> here"
+            )
+        return self.members.open(clean_name(reference.removeprefix(ARTIFACT), at)).read(_ARTIFACT_LIMIT)
+
+    def close(self) -> None:
+        """Close all files."""
+        self.members.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class CheckpointPaths(Model):
+    """Where the checkpoints of one model lie."""
+
+    visual: Path
+    llm: Path | None = None
+    """Of the language model; None: it lies in the visual checkpoint."""
+    lora: Path | None = None
+    """Of an adapter that is merged into the language model."""
+
+    def given(self) -> tuple[Path, ...]:
+        """List them."""
+        return tuple(path for path in (self.visual, self.llm, self.lora) if path is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The open checkpoints of one model."""
+
+    visual: Checkpoint[ModelConfig]
+    llm: Checkpoint[LanguageConfig] | None = None
+    lora: Checkpoint[LanguageConfig] | None = None
+
+    @property
+    def language(self) -> Checkpoint[LanguageConfig]:
+        """The checkpoint that language model and tokenizer come from."""
+        return self.llm or self.visual
+
+    def given(self) -> tuple[Checkpoint[LanguageConfig], ...]:
+        """List them."""
+        return tuple(source for source in (self.visual, self.llm, self.lora) if source is not None)
+
+    def with_language(self, tensors: TensorSource) -> Sources:
+        """Give the same sources with other tensors in the checkpoint of the language model."""
+        if self.llm is None:
+            return replace(self, visual=replace(self.visual, tensors=tensors))
+        return replace(self, llm=replace(self.llm, tensors=tensors))
+
+    def settings(self) -> tuple[bytes, ...]:
+        """Give what decides the result beside weights, for the digest."""
+        tokenizer = self.language.artifact("tokenizer.model", self.language.config.tokenizer.model)
+        return (*(source.settings for source in self.given()), tokenizer)
