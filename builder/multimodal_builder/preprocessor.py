@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, Field
 
+from multimodal_builder.checkpoints.config import CONFIG_NAME as MODEL_CONFIG
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.huggingface import PREPROCESSOR_NAME
 from multimodal_builder.tower_config import REMEDY, SiglipConfig, TowerConfig, validated
@@ -35,8 +36,13 @@ class _Processor(BaseModel):
     image_std: tuple[_Spread, _Spread, _Spread]
 
 
-ASPECTS: Final = ("square", "pad")
-"""`data.image_aspect_ratio`: the processor as it is, or behind an expansion to a square."""
+ASPECTS: Final = ("square", "pad", "resize", "keep")
+"""`data.image_aspect_ratio`: the processor as it is; behind an expansion to a square; behind a resize to what the tower
+takes (VILA); with the picture's proportions kept (NeMo's `process_image`)."""
+_KEPT_EDGE: Final = 224
+"""NeMo's shortest edge for `keep`, whatever the tower; the other edge is twice that at most."""
+_BICUBIC: Final = 3
+"""What Pillow resizes with when it is not told, as VILA does not tell it."""
 
 
 def read_preprocessing(folder: HuggingFaceFolder, tower: TowerConfig, aspect: str) -> ImagePreprocessing:
@@ -52,31 +58,25 @@ def read_preprocessing(folder: HuggingFaceFolder, tower: TowerConfig, aspect: st
     """
     at = f"{folder.path.name}/{PREPROCESSOR_NAME}"
     processor = validated(_Processor, folder.json(PREPROCESSOR_NAME), at)
-    squashes = isinstance(tower, SiglipConfig)
+    siglip = isinstance(tower, SiglipConfig)
+    squashes = siglip or (isinstance(processor.size, dict) and "shortest_edge" not in processor.size)
     edge = _edge(processor.size, at)
-    crop = edge if squashes else _edge(processor.crop_size, at)
-    steps = (processor.do_resize, squashes or processor.do_center_crop, processor.do_rescale, processor.do_normalize)
-    if not all(steps) or edge < crop:
+    crop = edge if siglip else _edge(processor.crop_size, at)
+    steps = (processor.do_resize, siglip or processor.do_center_crop, processor.do_rescale, processor.do_normalize)
+    if not all(steps) or edge < crop or (squashes and edge != crop):
         raise config_error(
             at,
-            "leaves out a resize, a crop, a rescale or a normalisation, or crops more than it resizes to",
+            "leaves out a resize, a crop, a rescale or a normalisation, or resizes to another size than it crops to",
             REMEDY,
         )
     if crop != tower.image_size:
         raise config_error(
-            f"{at}: {'size' if squashes else 'crop_size'}",
+            f"{at}: {'size' if siglip else 'crop_size'}",
             f"pictures of {crop} pixels for a tower that takes {tower.image_size}",
             REMEDY,
         )
-    if aspect not in ASPECTS:
-        raise config_error(
-            "model_config.yaml: data.image_aspect_ratio",
-            f"{aspect!r} is not implemented",
-            f"use a checkpoint with one of: {', '.join(ASPECTS)}",
-        )
-    plain = FrameResize.SQUASH if squashes else FrameResize.SHORTEST_EDGE_CROP
-    return ImagePreprocessing(
-        resize=FrameResize.PAD if aspect == "pad" else plain,
+    plain = ImagePreprocessing(
+        resize=FrameResize.SQUASH if squashes else FrameResize.SHORTEST_EDGE_CROP,
         shortest_edge=edge,
         image_size=crop,
         resample=processor.resample,
@@ -84,6 +84,35 @@ def read_preprocessing(folder: HuggingFaceFolder, tower: TowerConfig, aspect: st
         mean=processor.image_mean,
         std=processor.image_std,
     )
+    return plain.model_copy(update=_before(plain, tower, aspect))
+
+
+def _before(plain: ImagePreprocessing, tower: TowerConfig, aspect: str) -> dict[str, object]:
+    """Say what `data.image_aspect_ratio` changes in a processor.
+
+    Raises:
+        ProductError: a value that NeMo and VILA do not have, or that this tower could not have been trained with.
+    """
+    at = f"{MODEL_CONFIG}: data.image_aspect_ratio"
+    match aspect:
+        case "square":
+            return {}
+        case "pad":
+            return {"resize": FrameResize.PAD}
+        case "resize" if plain.shortest_edge == plain.image_size:
+            return {"resize": FrameResize.SQUASH, "resample": _BICUBIC}
+        case "keep" if plain.resize is FrameResize.SHORTEST_EDGE_CROP and plain.image_size == _KEPT_EDGE:
+            spare = tower.patch_size - 1 - plain.image_size % tower.patch_size
+            return {"resize": FrameResize.KEEP, "shortest_edge": _KEPT_EDGE, "spare": spare}
+        case "resize" | "keep":
+            how = f"{plain.resize}, {plain.shortest_edge} to {plain.image_size} pixels"
+            raise config_error(
+                at, f"is {aspect!r}, but the processor's is {how}", "correct it: NeMo could not have trained this"
+            )
+        case _:
+            raise config_error(
+                at, f"{aspect!r} is not implemented", f"use a checkpoint with one of: {', '.join(ASPECTS)}"
+            )
 
 
 def canonical_preprocessor(tower: TowerConfig, how: ImagePreprocessing) -> dict[str, Any]:

@@ -137,11 +137,28 @@ def _square(frame: NDArray[np.uint8], how: ImagePreprocessing, *, at: str) -> ND
         frame = _pad(frame, how, at=at)
     height, width = frame.shape[:2]
     short = min(height, width)
-    new_height, new_width = (how.shortest_edge * edge // short for edge in (height, width))
-    check_size(new_height, new_width, at=f"{at} (shortest edge resized to {how.shortest_edge})")
+    shortest = how.shortest_edge
+    if how.resize is FrameResize.KEEP:
+        shortest = int(min(2 * shortest / (max(height, width) / short), shortest))
+    new_height, new_width = (shortest * edge // short for edge in (height, width))
+    check_size(new_height, new_width, at=f"{at} (shortest edge resized to {shortest})")
+    if how.resize is FrameResize.KEEP:
+        _check_kept(new_height, new_width, how, at=at)
+        return _resize(frame, new_height, new_width, how.resample)[: how.image_size, : how.image_size]
     resized = _resize(frame, new_height, new_width, how.resample)
     top, left = (new_height - how.image_size) // 2, (new_width - how.image_size) // 2
     return resized[top : top + how.image_size, left : left + how.image_size]
+
+
+def _check_kept(height: int, width: int, how: ImagePreprocessing, *, at: str) -> None:
+    """Refuse a picture whose patches are not those of a square: the tower has no positions for them."""
+    if not all(how.image_size <= edge <= how.image_size + how.spare for edge in (height, width)):
+        raise ProductError(
+            Reason.REQUEST_REFUSED,
+            at=at,
+            problem=f"resized to {height} by {width}, its proportions kept, for a tower that takes {how.image_size}",
+            remedy="crop it to a square: this model was trained with image_aspect_ratio keep, on square pictures alone",
+        )
 
 
 def _resize(frame: NDArray[np.uint8], height: int, width: int, resample: int) -> NDArray[np.uint8]:

@@ -72,6 +72,9 @@ class FrameResize(StrEnum):
     """SigLIP: both edges to `image_size`, aspect ratio not kept."""
     PAD = "pad"
     """Expand to a square with the mean colour, content centred, then as CLIP."""
+    KEEP = "keep"
+    """Shortest edge to `shortest_edge`, or to less where the other would be more than twice that, and no crop. The
+    tower takes what comes out only if it has the patches of `image_size`: pictures that are nearly square."""
 
 
 class ImagePreprocessing(OpenModel):
@@ -88,6 +91,8 @@ class ImagePreprocessing(OpenModel):
     """Factor before normalisation; 1/255."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    spare: Annotated[int, Field(ge=0)] = 0
+    """Pixels beyond `image_size` that `keep` lets an edge have: they fill no patch, and the tower leaves them out."""
 
     @model_validator(mode="after")
     def _the_crop_fits(self) -> Self:

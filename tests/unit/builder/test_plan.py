@@ -81,6 +81,7 @@ def test_the_tower_is_taken_from_the_archive_where_it_is_in_it(
         ("data.media_type", "video", Reason.CHECKPOINT_CONFIG, "takes pictures"),
         ("data.conv_template", "mistral", Reason.UNSUPPORTED_MODEL, "'mistral'"),
         ("data.image_aspect_ratio", "keep", Reason.CHECKPOINT_CONFIG, "'keep'"),
+        ("data.image_aspect_ratio", "anyres", Reason.CHECKPOINT_CONFIG, "'anyres' is not implemented"),
         ("mm_cfg.mm_mlp_adapter_type", "qformer", Reason.UNSUPPORTED_MODEL, "'qformer' is no projector"),
         ("mm_cfg.mm_mlp_adapter_type", "mlp_downsample", Reason.CHECKPOINT_WEIGHTS, "missing: mm_projector.1.weight"),
         ("mm_cfg.mm_mlp_adapter_type", "identity", Reason.CHECKPOINT_CONFIG, "the tower is 64 wide"),

@@ -92,7 +92,7 @@ def test_sizes_out_of_bounds(height: int, width: int) -> None:
         check_size(height, width, at="x")
 
 
-@pytest.mark.parametrize("resize", FrameResize)
+@pytest.mark.parametrize("resize", set(FrameResize) - {FrameResize.KEEP})
 def test_pixels_are_normalised_levels(resize: FrameResize) -> None:
     frame = np.empty((1, 5, 9, 3), np.uint8)
     frame[:] = (255, 0, 51)
@@ -110,6 +110,18 @@ def test_the_crop_is_the_middle() -> None:
     pixels = preprocess(frame, how(), at="x")
     assert np.all(pixels == pixels[:, :, :1, :1])
     assert pixels[0, 0, 0, 0] == 1
+
+
+@pytest.mark.parametrize(("height", "width", "fits"), [(8, 8, True), (16, 19, True), (16, 20, False), (8, 40, False)])
+def test_kept_proportions_fit_as_far_as_no_patch_is_added(height: int, width: int, *, fits: bool) -> None:
+    keep = how(FrameResize.KEEP).model_copy(update={"spare": 1})
+    frame = np.full((1, height, width, 3), 255, np.uint8)
+    if fits:
+        assert preprocess(frame, keep, at="x").shape == (1, 3, 8, 8)
+    else:
+        with pytest.raises(ProductError, match="proportions kept") as caught:
+            preprocess(frame, keep, at="x")
+        assert caught.value.failure.reason is Reason.REQUEST_REFUSED
 
 
 def test_padding_has_the_mean_colour_and_centres_the_content() -> None:
