@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from multimodal_builder.casts import cast
 from multimodal_builder.checkpoints.tensors import TensorInfo
 from multimodal_builder.mappings import projector
 from multimodal_builder.mappings.base import Mapped, interpret
+from multimodal_builder.streaming import Staging, read_ahead
 from multimodal_builder.towers import ARCHIVE_PREFIX as TOWER_PREFIX
 from multimodal_recipes.recipe import LLM_DIR, PROJECTOR_DIR, VISION_DIR, ProjectorConfig
 
@@ -38,13 +38,16 @@ class Component:
         targets = (target for step in self.mapped.steps for target in step.targets)
         return [(name, TensorInfo(dtype or info.dtype, info.shape)) for name, info in targets]
 
-    def values(self, dtype: str | None, on_read: Callable[[str, Array], None]) -> Iterator[Array]:
-        """Read, convert and give one tensor after the other; each source tensor is shown to `on_read` once."""
-        for step in self.mapped.steps:
-            array = self.source.read(step.source)
-            on_read(step.source, array)
+    def values(self, dtype: str | None, on_read: Callable[[str, Array], None]) -> Iterator[Iterator[memoryview]]:
+        """Read, convert and give one tensor after the other, each as pieces of bytes that are good until the next.
+
+        `on_read` is shown each source tensor once, in order, in a thread of its own.
+        """
+        staging = Staging()
+        for step, array in read_ahead(self.source, self.mapped.steps, on_read):
             for (_, info), part in zip(step.targets, step.rule.apply(array), strict=True):
-                yield cast(part, source=info.dtype, target=dtype or info.dtype)
+                yield staging.pieces(part, source=info.dtype, target=dtype or info.dtype)
+            del array, part  # the next one is read in its place
 
     @property
     def dtype(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from multimodal_builder.checkpoints.tensors import Array, TensorInfo, raw
+from multimodal_builder.checkpoints.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ Named = tuple[str, TensorInfo]
 def write_weights(
     folder: Path,
     tensors: list[Named],
-    values: Iterable[Array],
+    values: Iterable[Iterable[memoryview]],
     log: FileLog,
     *,
     shard_bytes: int = SHARD_BYTES,
@@ -33,7 +33,7 @@ def write_weights(
     Args:
         folder: Where to.
         tensors: Names, types and shapes, in the order of `values`.
-        values: C-contiguous; each is written before the next is asked for.
+        values: The bytes of each tensor, in pieces; each piece is written before the next is asked for.
         log: Takes note of the files.
         shard_bytes: Most bytes of values in one file; a larger tensor has a file of its own.
     """
@@ -44,7 +44,8 @@ def write_weights(
         with log.create(folder / name) as sink:
             sink.write(_header(shard))
             for _ in shard:
-                sink.write(raw(next(remaining)))
+                for piece in next(remaining):
+                    sink.write(piece)
     if len(shards) > 1:
         log.write(folder / "model.safetensors.index.json", _index(names, shards))
 

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
+from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.ckpt import CkptSource
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.errors import not_found, unreadable, unsafe
@@ -116,7 +115,7 @@ class SafetensorsSource:
     def read(self, name: str) -> Array:
         """Read one tensor."""
         info, window = self._tensors[name]
-        array = np.empty(info.shape, CARRIERS[info.dtype])
+        array = empty(info.shape, CARRIERS[info.dtype])
         window.read_into(raw(array))
         return array
 

@@ -13,9 +13,8 @@ from itertools import combinations
 from math import prod
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from multimodal_builder.checkpoints import restricted_pickle
+from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.errors import unreadable
 from multimodal_builder.checkpoints.members import clean_name
 from multimodal_builder.checkpoints.restricted_pickle import Record
@@ -24,6 +23,7 @@ from multimodal_builder.checkpoints.torch_zip import DTYPES, StoredTensor, Torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from types import EllipsisType
 
     from multimodal_builder.checkpoints.members import Members
 
@@ -118,12 +118,13 @@ class DistributedSource:
             offsets, sizes = (0,) * len(shape), shape
         else:
             offsets, sizes = (view.layer, *(0 for _ in shape[1:])), (1, *shape[1:])
-        array = np.empty(sizes, CARRIERS[stored.info.dtype])
+        array = empty(sizes, CARRIERS[stored.info.dtype])
         boxes: list[Box] = []
         for chunk in stored.chunks:
             if (common := chunk.overlap(offsets, sizes)) is not None:
                 target, origin = common
-                array[target] = self._read_chunk(chunk, stored.info.dtype, at)[origin]
+                inside: tuple[slice | EllipsisType, ...] = (*target, ...)  # a view, also of a tensor without axes
+                self._read_chunk(chunk, stored.info.dtype, array[inside], origin, at)
                 boxes.append(target)
         _check_cover(boxes, sizes, at)
         return array.reshape(view.info.shape)
@@ -170,7 +171,8 @@ class DistributedSource:
             part = TensorInfo(info.dtype, info.shape[1:])
             yield f"{match['stack']}.{layer}.{match['rest']}", _View(name, layer, part)
 
-    def _read_chunk(self, chunk: _Chunk, dtype: str, at: str) -> Array:
+    def _read_chunk(self, chunk: _Chunk, dtype: str, target: Array, origin: Box, at: str) -> None:
+        """Read a box of a chunk; of a chunk that holds several layers, only the rows of those in the box."""
         place = chunk.place
         name = clean_name(place.file, self.at)
         window = self._members.open(f"{self._folder}/{name}").part(
@@ -180,7 +182,16 @@ class DistributedSource:
         tensor = archive.load()
         if not isinstance(tensor, StoredTensor) or tensor.info != TensorInfo(dtype, chunk.sizes):
             raise unreadable(at, f"{name} holds something else at offset {place.offset} than {METADATA_NAME} says")
-        return archive.read(tensor, at)
+        if not origin:
+            archive.read_rows(tensor, target, 0, at)
+            return
+        first, *rest = origin
+        rows = (first.stop - first.start, *chunk.sizes[1:])
+        whole = target.shape == rows and target.flags.c_contiguous
+        read = target if whole else empty(rows, target.dtype)
+        archive.read_rows(tensor, read, first.start, at)
+        if not whole:
+            target[...] = read[:, *rest]
 
 
 def _dictionary(metadata: object, field: str, at: str) -> dict[object, object]:

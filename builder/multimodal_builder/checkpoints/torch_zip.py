@@ -9,9 +9,8 @@ from math import prod
 from struct import Struct
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
-import numpy as np
-
 from multimodal_builder.checkpoints import restricted_pickle
+from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.errors import unreadable, unsafe
 from multimodal_builder.checkpoints.tensors import CARRIERS, Array, TensorInfo, raw
 from multimodal_builder.checkpoints.window import WindowReader
@@ -173,16 +172,30 @@ class TorchZip:
         Raises:
             ProductError: they are not where the pickle says.
         """
+        array = empty(tensor.shape, CARRIERS[tensor.storage.dtype])
+        self.read_rows(tensor, array, 0, at)
+        return array
+
+    def read_rows(self, tensor: StoredTensor, rows: Array, first: int, at: str) -> None:
+        """Read some rows of a tensor, and no others.
+
+        Args:
+            tensor: From the pickle.
+            rows: C-contiguous, of the tensor's type; is filled.
+            first: Which row of the tensor its first one is.
+            at: What to call the tensor in an error.
+
+        Raises:
+            ProductError: they are not where the pickle says.
+        """
         tensor.check(at)
         size = CARRIERS[tensor.storage.dtype].itemsize
         member = self._member(f"data/{tensor.storage.key}")
         if member.size < tensor.storage.elements * size:
             raise unreadable(at, f"{member.size} bytes stored, {tensor.storage.elements * size} announced")
-        array = np.empty(tensor.shape, CARRIERS[tensor.storage.dtype])
-        if array.size:
-            window = member.part(tensor.offset * size, array.nbytes, at)
-            window.read_into(raw(array))
-        return array
+        if rows.size:
+            start = tensor.offset + first * prod(tensor.shape[1:])
+            member.part(start * size, rows.nbytes, at).read_into(raw(rows))
 
     def position(self, tensor: StoredTensor) -> int:
         """Give a number that grows with the place of the values in the file."""

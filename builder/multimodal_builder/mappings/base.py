@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from multimodal_builder.checkpoints.tensors import FLOATS, TensorInfo
 
 if TYPE_CHECKING:
@@ -33,7 +31,12 @@ class Rule(Protocol):
         """
 
     def apply(self, array: Array, /) -> tuple[Array, ...]:
-        """Make it."""
+        """Make it.
+
+        Returns:
+            One array for each target, whose values in C order are the target's; views, with any strides and any way
+            to split the target's axes, save a copy: the writer copies piece by piece.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +83,7 @@ class SplitQkv:
         rest = array.shape[1:]
         queries = self.heads // self.groups
         grouped = array.reshape(self.groups, queries + 2, -1, *rest)
-        parts = (grouped[:, :queries], grouped[:, queries], grouped[:, queries + 1])
-        return tuple(np.ascontiguousarray(part).reshape(-1, *rest) for part in parts)
+        return grouped[:, :queries], grouped[:, queries], grouped[:, queries + 1]
 
 
 @dataclass(frozen=True, slots=True)

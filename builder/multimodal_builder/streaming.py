@@ -1,0 +1,110 @@
+"""Tensors on their way from the checkpoint to a file: read ahead, and cut into pieces, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from multimodal_builder.casts import cast
+from multimodal_builder.checkpoints.tensors import CARRIERS, raw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+
+    from multimodal_builder.checkpoints.tensors import Array, TensorSource
+    from multimodal_builder.mappings.base import Step
+
+AHEAD_BYTES: Final = 512 * 2**20
+"""Most bytes of tensors that are held at once; a larger tensor is held alone."""
+PIECE_BYTES: Final = 8 * 2**20
+"""Large enough that handing a piece to another thread costs nothing, small enough to stay in the processor's caches."""
+
+
+def read_ahead(
+    source: TensorSource,
+    steps: tuple[Step, ...],
+    on_read: Callable[[str, Array], None],
+    *,
+    limit: int = AHEAD_BYTES,
+) -> Iterator[tuple[Step, Array]]:
+    """Read the tensors of steps in order, the next ones while the last one is being used.
+
+    Args:
+        source: The checkpoint.
+        steps: Which tensors.
+        on_read: Shown each one's name and values, in order; runs beside reading, in a thread of its own.
+        limit: Most bytes that are held at once.
+
+    Yields:
+        Each step with its tensor.
+    """
+    infos = source.infos()
+    sizes = [infos[step.source].nbytes for step in steps]
+    waiting: deque[Future[Array]] = deque()
+    held = submitted = 0
+    reading, showing = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "hash-input")
+
+    def shown(name: str, read: Future[Array]) -> Array:
+        array = read.result()
+        on_read(name, array)
+        return array
+
+    try:
+        for step, size in zip(steps, sizes, strict=True):
+            while submitted < len(steps) and (not waiting or held + sizes[submitted] <= limit):
+                name = steps[submitted].source
+                waiting.append(showing.submit(shown, name, reading.submit(source.read, name)))
+                held += sizes[submitted]
+                submitted += 1
+            yield step, waiting.popleft().result()
+            held -= size
+    finally:
+        reading.shutdown(cancel_futures=True)
+        showing.shutdown(cancel_futures=True)
+
+
+class Staging:
+    """A buffer for the pieces that do not lie in memory as they are written; used again for every piece."""
+
+    def __init__(self, size: int = PIECE_BYTES) -> None:
+        self._buffer = np.empty(size, np.uint8)
+
+    def pieces(self, array: Array, *, source: str, target: str) -> Iterator[memoryview]:
+        """Cut a tensor into its bytes.
+
+        Args:
+            array: Any strides, in the carrier type of `source`.
+            source: safetensors' name of the type that the values have.
+            target: The same of the type in which they are written.
+
+        Yields:
+            The values in C order; each piece is good until the next is asked for.
+        """
+        for part in self._parts(np.atleast_1d(array)):
+            if source != target:
+                yield raw(np.ascontiguousarray(cast(part, source=source, target=target)))
+            elif part.flags.c_contiguous:
+                yield raw(part)
+            else:
+                piece = self._buffer[: part.nbytes].view(CARRIERS[source]).reshape(part.shape)
+                piece[...] = part
+                yield raw(piece)
+
+    def _parts(self, array: Array) -> Iterator[Array]:
+        """Cut along the first axes until a part fits the buffer."""
+        if array.nbytes <= len(self._buffer):
+            yield array
+            return
+        if array.flags.c_contiguous:
+            array = array.reshape(-1)
+        rows = len(self._buffer) * len(array) // array.nbytes
+        if rows == 0:
+            for row in array:
+                yield from self._parts(row)
+            return
+        for start in range(0, len(array), rows):
+            yield array[start : start + rows]
