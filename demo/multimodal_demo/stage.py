@@ -35,6 +35,7 @@ def install_operator(tools: Tools, images: Path, progress: Progress) -> None:
     remedy = (
         f"`kubectl -n {OPERATOR_NAMESPACE} describe pods` and `kubectl -n {OPERATOR_NAMESPACE} logs deploy/{RELEASE}`"
     )
+    tools.kubectl("apply", "--filename", "-", text=_namespace())  # the chart puts the operator's rights there
     with progress.step("install the operator with Helm"):
         tools.helm(
             *("upgrade", "--install", RELEASE, str(CHART), "--namespace", OPERATOR_NAMESPACE, "--create-namespace"),
@@ -47,12 +48,11 @@ def install_operator(tools: Tools, images: Path, progress: Progress) -> None:
 
 
 def set_up(tools: Tools, image: str, progress: Progress) -> None:
-    """Have the namespace hold the checkpoint and the asking pod, and no model from an earlier run.
+    """Have the operator's namespace hold the checkpoint and the asking pod, and no model from an earlier run.
 
     Raises:
         ClusterError: something is not ready in time.
     """
-    tools.kubectl("apply", "--filename", "-", text=_namespace())
     with progress.step("load the checkpoint onto a claim, start the pod that asks"):
         kubectl(tools, "delete", MMD, "--ignore-not-found", "--wait", f"--timeout={READY_S}s", seconds=READY_S + 10)
         kubectl(tools, "delete", "pod", "client", "loader", "--ignore-not-found")
