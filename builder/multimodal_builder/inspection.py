@@ -83,7 +83,7 @@ def inspect(
         problems += checks.check_limits(
             limits,
             media=vision.tokens_per_image,
-            prompt=plan.prompt_tokens,
+            prompt=plan.tokenizer.prompt_tokens,
             positions=plan.recipe.max_positions,
         )
     if problems:
@@ -117,7 +117,7 @@ def _describe(
         max_positions=recipe.max_positions,
         image_size=vision.preprocessing.image_size,
         tokens_per_image=vision.tokens_per_image,
-        prompt_tokens=plan.prompt_tokens,
+        prompt_tokens=plan.tokenizer.prompt_tokens,
         tower_in_checkpoint=plan.tower.trained,
         parameters=parameters,
         stored_bytes=plan.weight_bytes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,9 +11,7 @@ from multimodal_builder.canonical import TORCH_DTYPES
 from multimodal_builder.casts import STORED
 from multimodal_builder.files import FileLog, sync_tree
 from multimodal_builder.safetensors_writer import write_weights
-from multimodal_builder.tokenizer import MEDIA_PATCH
 from multimodal_recipes.recipe import LLM_DIR, PROJECTOR_DIR, VISION_DIR, FeatureSelect, ProjectorConfig
-from multimodal_recipes.tokenizer import TOKENIZER_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,12 +85,10 @@ def _rename(folder: str, name: str) -> str:
 def _config(plan: Plan, parts: dict[str, Component], *, dtype: str) -> dict[str, Any]:
     text, vision = (parts[folder].files["config.json"] for folder in (LLM_DIR, VISION_DIR))
     seen = plan.recipe.seeing()
-    tokenizer = parts[LLM_DIR].files[TOKENIZER_NAME]
-    added = json.loads(tokenizer if isinstance(tokenizer, bytes) else b"{}")["added_tokens"]
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
-        "image_token_index": next(token["id"] for token in added if token["content"] == MEDIA_PATCH),
+        "image_token_index": plan.tokenizer.media_patch,
         "image_seq_length": seen.tokens_per_image,
         "projector_hidden_act": "gelu",
         "vision_feature_layer": seen.select_layer,

@@ -19,8 +19,9 @@ from multimodal_builder.components import (
 from multimodal_builder.lora import Adapters, merge_adapters
 from multimodal_builder.mappings import megatron
 from multimodal_builder.mappings.architectures import nearest
-from multimodal_builder.templates import CONVERSATIONS, prompt_template
-from multimodal_builder.tokenizer import ConvertedTokenizer, convert_tokenizer
+from multimodal_builder.sentencepiece_tokenizer import convert_sentencepiece
+from multimodal_builder.templates import CONVERSATIONS, SEQUENCE_MARKS, media_marks, prompt_template
+from multimodal_builder.tokenizer import ConvertedTokenizer, Usage
 from multimodal_builder.towers import Tower, find_tower
 from multimodal_builder.vision import projector_config, vision_recipe
 from multimodal_recipes.recipe import Recipe, VisionRecipe
@@ -45,8 +46,7 @@ class Plan:
     recipe: Recipe
     language_model: LanguageModel
     tower: Tower
-    prompt_tokens: int
-    """Of the shortest prompt, without media."""
+    tokenizer: ConvertedTokenizer
     settings: tuple[bytes, ...]
     """The checkpoint's files other than weights that decide the result."""
 
@@ -66,7 +66,7 @@ def make_plan(sources: Sources, family: Family, llm_type: LlmType) -> tuple[Plan
         return None, [_unsupported(family, llm_type)]
     problems = list(checks.check_config(sources, llm_type))
     sources = _attempt(lambda: _merged(sources), problems) or sources
-    tokenizer = None if problems else _attempt(lambda: _tokenizer(sources), problems)
+    tokenizer = None if problems else _attempt(lambda: _tokenizer(sources, family), problems)
     tower = _attempt(lambda: find_tower(sources.visual), problems)
     if tower is not None:
         problems += checks.check_tower(sources.visual.config, tower.config)
@@ -107,13 +107,18 @@ def _merged(sources: Sources) -> Sources:
     return sources.with_language(merge_adapters(sources.language.tensors, adapters))
 
 
-def _tokenizer(sources: Sources) -> ConvertedTokenizer:
+def _tokenizer(sources: Sources, family: Family) -> ConvertedTokenizer:
     config, language = sources.visual.config, sources.language
     conversation = CONVERSATIONS[config.data.conv_template]
-    return convert_tokenizer(
+    marks = media_marks(config.mm_cfg.llm.model_type)
+    return convert_sentencepiece(
         language.artifact("tokenizer.model", language.config.tokenizer.model),
-        prompt_template(conversation, start_end=config.mm_cfg.use_im_start_end),
-        positions=language.config.positions,
+        Usage(
+            template=prompt_template(conversation, family, marks, start_end=config.mm_cfg.use_im_start_end),
+            marks=marks,
+            positions=language.config.positions,
+            replaced=SEQUENCE_MARKS if conversation.sequence_marks else {},
+        ),
         at=f"{language.at}: tokenizer.model",
     )
 
@@ -135,7 +140,7 @@ def _assemble(sources: Sources, family: Family, llm_type: LlmType, tokenizer: Co
         recipe=_recipe(sources, family, tokenizer, vision),
         language_model=language_model,
         tower=tower,
-        prompt_tokens=tokenizer.prompt_tokens,
+        tokenizer=tokenizer,
         settings=tuple(sources.settings()),
     )
 

@@ -32,6 +32,8 @@ class LlmSection(_Section):
 
     freeze: bool = False
     """A frozen language model is not in the archive."""
+    model_type: str = "nvgpt"
+    """Decides the pieces at the place of media."""
 
 
 class VisionSection(_Section):

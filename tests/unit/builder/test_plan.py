@@ -79,7 +79,7 @@ def test_the_tower_is_taken_from_the_archive_where_it_is_in_it(
         ("scale_positional_embedding", True, Reason.UNSUPPORTED_MODEL, "scaled positions"),
         ("mm_cfg.use_lita", True, Reason.CHECKPOINT_CONFIG, "neva"),
         ("data.media_type", "video", Reason.CHECKPOINT_CONFIG, "takes pictures"),
-        ("data.conv_template", "mistral", Reason.UNSUPPORTED_MODEL, "'mistral'"),
+        ("data.conv_template", "interleaved", Reason.UNSUPPORTED_MODEL, "'interleaved'"),
         ("data.image_aspect_ratio", "keep", Reason.CHECKPOINT_CONFIG, "'keep'"),
         ("data.image_aspect_ratio", "anyres", Reason.CHECKPOINT_CONFIG, "'anyres' is not implemented"),
         ("mm_cfg.mm_mlp_adapter_type", "qformer", Reason.UNSUPPORTED_MODEL, "'qformer' is no projector"),

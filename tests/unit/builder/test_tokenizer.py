@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multimodal_api.errors import ProductError
+from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
-from multimodal_builder.templates import CONVERSATIONS, prompt_template
-from multimodal_builder.tokenizer import SAMPLES, convert_tokenizer
+from multimodal_builder.sentencepiece_tokenizer import convert_sentencepiece
+from multimodal_builder.templates import CONVERSATIONS, SEQUENCE_MARKS, media_marks, prompt_template
+from multimodal_builder.tokenizer import SAMPLES, ConvertedTokenizer, Usage
 from multimodal_recipes.tokenizer import TOKENIZER_NAME, Tokenizer
 
 if TYPE_CHECKING:
@@ -65,9 +67,18 @@ def _train(options: tuple[tuple[str, Any], ...]) -> bytes:
     return model.getvalue()
 
 
-def convert(data: bytes, template: str = "v1", *, start_end: bool = False) -> Any:
-    conversation = prompt_template(CONVERSATIONS[template], start_end=start_end)
-    return convert_tokenizer(data, conversation, positions=2048, at="x.nemo: tokenizer.model")
+def usage(template: str = "v1", *, start_end: bool = False) -> Usage:
+    conversation, marks = CONVERSATIONS[template], media_marks("nvgpt")
+    return Usage(
+        template=prompt_template(conversation, Family.NEVA, marks, start_end=start_end),
+        marks=marks,
+        positions=2048,
+        replaced=SEQUENCE_MARKS if conversation.sequence_marks else {},
+    )
+
+
+def convert(data: bytes, template: str = "v1", *, start_end: bool = False) -> ConvertedTokenizer:
+    return convert_sentencepiece(data, usage(template, start_end=start_end), at="x.nemo: tokenizer.model")
 
 
 @pytest.mark.parametrize("start_end", [False, True])
