@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
     from multimodal_builder.tower_config import TowerConfig
 
-CONVERT: Final = "convert the checkpoint with NeMo first"
-
 
 _Config_contra = TypeVar("_Config_contra", bound=LanguageConfig, contravariant=True)
 
@@ -40,43 +38,19 @@ class ConfigRule(NamedTuple, Generic[_Config_contra]):
 
 DECODER: Final[tuple[ConfigRule[LanguageConfig], ...]] = (
     ConfigRule(
-        "mcore_gpt",
-        lambda c: c.mcore_gpt,
-        lambda c: c.mcore_gpt,
-        "only Megatron-core's names of weights are read by this version",
-        CONVERT,
+        "seq_len_interpolation_factor",
+        lambda c: c.seq_len_interpolation_factor,
+        lambda c: c.seq_len_interpolation_factor in {None, 1},
+        "scaled positions are not implemented",
+        "use a checkpoint without position scaling",
         Reason.UNSUPPORTED_MODEL,
     ),
     ConfigRule(
         "scale_positional_embedding",
         lambda c: c.scale_positional_embedding,
-        lambda c: not (c.scale_positional_embedding and c.seq_len_interpolation_factor),
-        "positions are already scaled by seq_len_interpolation_factor",
-        "use a checkpoint with one of the two",
-        Reason.UNSUPPORTED_MODEL,
-    ),
-    ConfigRule(
-        "rotary_interleaved",
-        lambda c: c.rotary_interleaved,
-        lambda c: not c.rotary_interleaved,
-        "this version rotates the halves of each head",
-        "use a checkpoint with rotary_interleaved false",
-        Reason.UNSUPPORTED_MODEL,
-    ),
-    ConfigRule(
-        "normalize_attention_scores",
-        lambda c: c.normalize_attention_scores,
-        lambda c: c.normalize_attention_scores,
-        "this version divides scores by the square root of the head size",
-        "use a checkpoint with normalize_attention_scores true",
-        Reason.UNSUPPORTED_MODEL,
-    ),
-    ConfigRule(
-        "transformer_block_type",
-        lambda c: c.transformer_block_type,
-        lambda c: c.transformer_block_type == "pre_ln",
-        "this version has norms in front of the blocks only",
-        "use a checkpoint with transformer_block_type pre_ln",
+        lambda c: not c.scale_positional_embedding,
+        "Llama 3.1's scaled positions are not implemented",
+        "use a checkpoint without position scaling",
         Reason.UNSUPPORTED_MODEL,
     ),
     ConfigRule(

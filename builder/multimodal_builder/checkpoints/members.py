@@ -56,7 +56,6 @@ class DirectoryMembers:
     def __init__(self, root: Path) -> None:
         self.at = root.name
         self._root = root
-        self._open: dict[str, ByteFile] = {}
         self._names = frozenset(self._walk(root))
 
     def names(self) -> Collection[str]:
@@ -68,15 +67,10 @@ class DirectoryMembers:
         at = f"{self.at}: {name}"
         if name not in self._names:
             raise unreadable(at, "the file is missing")
-        if name not in self._open:
-            descriptor = os.open(self._root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            self._open[name] = ByteFile(descriptor, at)
-        return self._open[name].window(at)
+        return _MemberFile(self._root / name, at).window(at)
 
     def close(self) -> None:
-        """Close what is open."""
-        while self._open:
-            self._open.popitem()[1].close()
+        """Do nothing: no file stays open."""
 
     def _walk(self, root: Path) -> list[str]:
         found: list[str] = []
@@ -90,6 +84,24 @@ class DirectoryMembers:
                 elif not stat.S_ISDIR(mode):
                     raise unsafe(f"{self.at}: {relative}", "this member is a link or a device")
         return found
+
+
+class _MemberFile:
+    """A file that is open only while it is read: a zarr checkpoint has more files than a process may hold open."""
+
+    def __init__(self, path: Path, at: str) -> None:
+        self._path = path
+        self.at = at
+        self.size = path.lstat().st_size
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the whole buffer."""
+        with ByteFile(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), self.at) as file:
+            file.read_into(offset, buffer)
+
+    def window(self, at: str) -> Window:
+        """Give the whole file as a window."""
+        return Window(self, 0, self.size, at)
 
 
 def _raise(error: OSError) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
 from multimodal_builder.checkpoints.ckpt import CkptSource
 from multimodal_builder.checkpoints.config import CONFIG_NAME, LanguageConfig, ModelConfig, read_config
+from multimodal_builder.checkpoints.distributed import open_distributed
 from multimodal_builder.checkpoints.errors import COPY_AGAIN, not_found, unreadable
 from multimodal_builder.checkpoints.members import DirectoryMembers, Members
+from multimodal_builder.checkpoints.names import NamedSource
 from multimodal_builder.checkpoints.nemo_tar import TarMembers
-from multimodal_builder.checkpoints.torch_dist import DistributedSource
+from multimodal_builder.checkpoints.ranks import RANK_FILE, RankedSource
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 CKPT_NAME: Final = "model_weights.ckpt"
 DISTRIBUTED_FOLDER: Final = "model_weights"
-_SHARDED: Final = re.compile(r"(mp_rank_\d+|tp_rank_\d+_pp_rank_\d+)/model_weights\.ckpt")
 
 
 def open_sources(paths: CheckpointPaths, opened: ExitStack) -> Sources:
@@ -57,7 +57,7 @@ def open_checkpoint(path: Path, model: type[ConfigT]) -> Checkpoint[ConfigT]:
     members = _open_members(path)
     try:
         config = read_config(_open_config(members), model)
-        return Checkpoint(path, members, CONFIG_NAME, config, _open_tensors(members))
+        return Checkpoint(path, members, CONFIG_NAME, config, _open_tensors(members, config))
     except BaseException:
         members.close()
         raise
@@ -82,16 +82,16 @@ def _open_config(members: Members) -> Window:
     return members.open(CONFIG_NAME)
 
 
-def _open_tensors(members: Members) -> TensorSource:
+def _open_tensors(members: Members, config: LanguageConfig) -> TensorSource:
+    return NamedSource(_open_stored(members, config), members.at)
+
+
+def _open_stored(members: Members, config: LanguageConfig) -> TensorSource:
     names = members.names()
     if any(name.startswith(f"{DISTRIBUTED_FOLDER}/") for name in names):
-        return DistributedSource(members, DISTRIBUTED_FOLDER)
+        return open_distributed(members, DISTRIBUTED_FOLDER)
     if CKPT_NAME in names:
         return CkptSource(members.open(CKPT_NAME))
-    if sharded := next(filter(_SHARDED.fullmatch, names), None):
-        raise unreadable(
-            f"{members.at}: {sharded}",
-            "weights of several ranks are not read by this version",
-            "merge them with NeMo, or save a distributed checkpoint",
-        )
+    if any(map(RANK_FILE.fullmatch, names)):
+        return RankedSource(members, config)
     raise unreadable(members.at, f"no weights: neither {DISTRIBUTED_FOLDER}/ nor {CKPT_NAME} is in it", COPY_AGAIN)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections import OrderedDict
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from multimodal_builder.checkpoints.errors import unreadable, unsafe
@@ -55,6 +53,13 @@ class Opaque:
         """Drop the state."""
 
 
+class _Mapping(dict[object, object]):
+    """Stands for `OrderedDict`; attributes that a module's state dictionary carries are dropped."""
+
+    def __setstate__(self, _state: object) -> None:
+        """Drop the state."""
+
+
 def _size(parts: object = ()) -> tuple[object, ...]:
     """Stand for `torch.Size`."""
     if not isinstance(parts, (tuple, list)):
@@ -75,7 +80,7 @@ _FILESYSTEM: Final = "torch.distributed.checkpoint.filesystem"
 _MCORE: Final = "megatron.core.dist_checkpointing.strategies.torch"
 
 CONTAINERS: Final[Mapping[tuple[str, str], object]] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _Mapping,
     # Extra states of Transformer Engine: a buffer, and how protocol 2 writes its bytes.
     **_opaques("_io", "BytesIO"),
     **_opaques("_codecs", "encode"),
@@ -96,8 +101,8 @@ DISTRIBUTED: Final[Mapping[tuple[str, str], object]] = {
     **_opaques("torch.distributed.checkpoint.planner", "SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"),
     **_opaques(_FILESYSTEM, "_StoragePrefix"),
     # The folder that was written to.
-    ("pathlib", "PosixPath"): PurePosixPath,
-    ("pathlib._local", "PosixPath"): PurePosixPath,
+    **_opaques("pathlib", "PosixPath"),
+    **_opaques("pathlib._local", "PosixPath"),
     ("torch", "Size"): _size,
     **_opaques("torch.serialization", "_get_layout"),
     **{("torch", name): name for name in ("float64", "float32", "float16", "bfloat16", "bool")},

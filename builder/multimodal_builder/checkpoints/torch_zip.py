@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from multimodal_builder.checkpoints import restricted_pickle
 from multimodal_builder.checkpoints.buffers import empty
-from multimodal_builder.checkpoints.errors import unreadable, unsafe
+from multimodal_builder.checkpoints.errors import shown, unreadable, unsafe
 from multimodal_builder.checkpoints.tensors import CARRIERS, Array, TensorInfo, raw
 from multimodal_builder.checkpoints.window import WindowReader
 
@@ -223,4 +223,4 @@ def _storage(pid: object) -> _Storage:
     match pid:
         case ("storage", str() as dtype, str() as key, _, int() as elements) if dtype in CARRIERS and elements >= 0:
             return _Storage(dtype, key, elements)
-    raise pickle.UnpicklingError(f"a persistent id that is no storage: {str(pid)[:80]}")
+    raise pickle.UnpicklingError(f"a persistent id that is no storage: {shown(pid)}")

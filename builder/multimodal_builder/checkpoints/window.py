@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from multimodal_builder.checkpoints.errors import unreadable, unsafe
 
@@ -56,11 +56,22 @@ class ByteFile:
         self.close()
 
 
+class Readable(Protocol):
+    """A file that is read at given offsets."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the whole buffer.
+
+        Raises:
+            ProductError: the file ends before the buffer is full.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """`size` bytes of a file from `start` on; nothing outside them can be read through it."""
 
-    file: ByteFile
+    file: Readable
     start: int
     size: int
     at: str

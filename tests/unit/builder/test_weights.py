@@ -29,10 +29,10 @@ from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_builder.casts import STORED, cast
 from multimodal_builder.checkpoints.ckpt import CkptSource
+from multimodal_builder.checkpoints.distributed import open_distributed
 from multimodal_builder.checkpoints.huggingface import SafetensorsSource
 from multimodal_builder.checkpoints.members import DirectoryMembers
 from multimodal_builder.checkpoints.tensors import TensorInfo, TensorSource
-from multimodal_builder.checkpoints.torch_dist import DistributedSource
 from multimodal_builder.checkpoints.window import ByteFile, Window
 from multimodal_builder.files import FileLog
 from multimodal_builder.safetensors_writer import write_weights
@@ -157,8 +157,8 @@ def unpacked(folder: Path) -> Path:
     return folder / "model_weights"
 
 
-def open_distributed(folder: Path) -> DistributedSource:
-    return DistributedSource(DirectoryMembers(folder.parent), folder.name)
+def opened(folder: Path) -> TensorSource:
+    return open_distributed(DirectoryMembers(folder.parent), folder.name)
 
 
 def test_a_distributed_checkpoint_is_what_torch_reads(tmp_path: Path) -> None:
@@ -173,13 +173,13 @@ def test_a_distributed_checkpoint_is_what_torch_reads(tmp_path: Path) -> None:
             layered |= {f"{head}{stacked}{number}.{rest}": layer for number, layer in enumerate(tensor)}
         else:
             layered[name] = tensor
-    same(open_distributed(folder), layered)
+    same(opened(folder), layered)
 
 
 def test_megatrons_index_with_its_plans_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Megatron-core subclasses torch's metadata, and some of its versions keep the plan of the save in it."""
     folder = unpacked(tmp_path)
-    before = open_distributed(folder).infos()
+    before = opened(folder).infos()
     plain = pickle.loads((folder / ".metadata").read_bytes())  # noqa: S301 (our own file)
     module = ModuleType("megatron.core.dist_checkpointing.strategies.torch")
 
@@ -199,7 +199,7 @@ def test_megatrons_index_with_its_plans_is_the_same(tmp_path: Path, monkeypatch:
     metadata = made_there("MCoreMetadata", Metadata).__new__(module.MCoreMetadata)
     metadata.__dict__ |= vars(plain) | {"mcore_data": {"w": {"shape": (1, 1)}}, "all_local_plans": [plan]}
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-    assert open_distributed(folder).infos() == before
+    assert opened(folder).infos() == before
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,8 @@ def test_megatrons_index_with_its_plans_is_the_same(tmp_path: Path, monkeypatch:
         (lambda f: (f / ".metadata").unlink(), "missing"),
         (lambda f: (f / "metadata.json").write_text("{}"), "not the description"),
         (
-            lambda f: (f / "metadata.json").write_text('{"sharded_backend": "zarr", "sharded_backend_version": 1}'),
-            "format zarr",
+            lambda f: (f / "metadata.json").write_text('{"sharded_backend": "xarr", "sharded_backend_version": 1}'),
+            "format xarr",
         ),
     ],
 )  # fmt: skip
@@ -223,7 +223,7 @@ def test_a_damaged_distributed_checkpoint_is_refused(
     folder = unpacked(tmp_path)
     damage(folder)
     with pytest.raises(ProductError, match=says) as caught:
-        read_all(lambda: open_distributed(folder))
+        read_all(lambda: opened(folder))
     assert caught.value.failure.reason is Reason.CHECKPOINT_UNREADABLE
     assert "model_weights" in caught.value.failure.at
 
@@ -238,7 +238,7 @@ def test_chunks_that_do_not_cover_a_tensor_once_are_refused(tmp_path: Path, offs
     assert forged != data
     metadata.write_bytes(forged)
     with pytest.raises(ProductError):
-        read_all(lambda: open_distributed(folder))
+        read_all(lambda: opened(folder))
 
 
 @given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50), target=st.sampled_from(list(Dtype)))

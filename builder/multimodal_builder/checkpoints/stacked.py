@@ -1,0 +1,86 @@
+"""Distributed forms stack layers and experts; here they are taken apart, and each is read alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import TYPE_CHECKING, Final, Protocol
+
+from multimodal_builder.checkpoints.boxes import Box
+from multimodal_builder.checkpoints.errors import unreadable
+from multimodal_builder.checkpoints.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from multimodal_builder.checkpoints.tensors import Array
+
+MAX_VIEWS: Final = 100_000
+"""Layers and experts of one stacked tensor; the largest models have some ten thousand."""
+
+_LAYERS: Final = re.compile(r"(.*\.layers)\.([^0-9].*)")
+"""A key of stacked layers; keys of a Hugging Face tower carry their number instead."""
+_EXPERTS: Final = re.compile(r"(.*\.mlp\.experts)\.experts\.(.*)")
+
+
+class BoxSource(Protocol):
+    """Tensors as a distributed form stores them; any box of them can be read."""
+
+    @property
+    def at(self) -> str:
+        """What to call the weights in an error."""
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Give all tensors, in the order in which reading them moves forward."""
+
+    def read_box(self, name: str, box: Box, at: str) -> Array:
+        """Read a part of a tensor.
+
+        Raises:
+            ProductError: the files do not hold what their index says.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A tensor as it is given out: a stored one, or what lies at an index of its first axes."""
+
+    stored: str
+    index: tuple[int, ...]
+    info: TensorInfo
+
+
+class StackedSource:
+    """The tensors of a distributed form, with the numbers of layers and experts in their names."""
+
+    def __init__(self, boxes: BoxSource) -> None:
+        self._boxes = boxes
+        self._views = dict(view for name, info in boxes.infos().items() for view in self._views_of(name, info))
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Give all tensors."""
+        return {name: view.info for name, view in self._views.items()}
+
+    def read(self, name: str) -> Array:
+        """Read one tensor."""
+        view = self._views[name]
+        shape = view.info.shape
+        box = Box((*view.index, *(0 for _ in shape)), (*(1 for _ in view.index), *shape))
+        return self._boxes.read_box(view.stored, box, f"{self._boxes.at}: {name}").reshape(shape)
+
+    def _views_of(self, stored: str, info: TensorInfo) -> Iterator[tuple[str, _View]]:
+        pattern, axes = stored, 0
+        for stack, replacement in ((_LAYERS, r"\1.{}.\2"), (_EXPERTS, r"\1.local_experts.{}.\2")):
+            pattern, replaced = stack.subn(replacement, pattern)
+            axes += replaced
+        counts, shape = info.shape[:axes], info.shape[axes:]
+        if len(counts) < axes or prod(counts) > MAX_VIEWS:
+            raise unreadable(f"{self._boxes.at}: {stored}", f"shape {info.shape} is not that of stacked layers")
+        for index in product(*map(range, counts)):
+            # Not str.format: a name may hold braces.
+            name = pattern
+            for number in index:
+                name = name.replace("{}", str(number), 1)
+            yield name, _View(stored, index, TensorInfo(info.dtype, shape))

@@ -1,0 +1,185 @@
+"""Writes a classic state dictionary in NeMo's other forms, with torch alone and nothing of the product.
+
+Each form is written from what Megatron does when it saves: its parallel layers say which rows or columns a rank holds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from support.archives import CKPT, Archive
+from support.states import State, saved
+
+LAYER: Final = re.compile(r"(.*\.decoder\.layers\.)(\d+)\.(.*)")
+
+FAN_OUT: Final = ("word_embeddings.weight", "output_layer.weight", "linear_qkv.weight", "linear_qkv.bias")
+"""Ends of names of tensors whose rows the ranks share."""
+FAN_IN: Final = ("linear_proj.weight", "linear_fc2.weight")
+"""Ends of names of tensors whose columns they share."""
+GATED: Final = ("linear_fc1.weight", "linear_fc1.bias")
+"""Each rank holds its part of the gate, then its part of the other half."""
+
+
+def slice_of(name: str, tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
+    """What one tensor-parallel rank holds of a tensor."""
+    if name.endswith(GATED):
+        gate, up = tensor.chunk(2)
+        return torch.cat([gate.chunk(ranks)[rank], up.chunk(ranks)[rank]])
+    if name.endswith(FAN_OUT):
+        return tensor.chunk(ranks)[rank].clone()
+    if name.endswith(FAN_IN):
+        return tensor.chunk(ranks, dim=1)[rank].clone()
+    return tensor
+
+
+def stage_of(state: State, stage: int, stages: int, layers: int) -> State:
+    """What one pipeline stage holds, its layers numbered from 0."""
+    size = layers // stages
+    held: State = {}
+    for name, tensor in state.items():
+        if match := LAYER.fullmatch(name):
+            number = int(match[2]) - stage * size
+            if 0 <= number < size:
+                held[f"{match[1]}{number}.{match[3]}"] = tensor
+        elif stage == (stages - 1 if "output_layer" in name or "final_layernorm" in name else 0):
+            held[name] = tensor
+    return held
+
+
+def as_ranks(archive: Archive, state: State, *, tensor: int, pipeline: int, layers: int) -> Archive:
+    """Replace the weights by one file per rank."""
+    del archive.members[CKPT]
+    for stage in range(pipeline):
+        held = stage_of(state, stage, pipeline, layers)
+        for rank in range(tensor):
+            part = {name: slice_of(name, value, rank, tensor) for name, value in held.items()}
+            folder = f"tp_rank_{rank:02d}_pp_rank_{stage:03d}" if pipeline > 1 else f"mp_rank_{rank:02d}"
+            archive.members[f"{folder}/model_weights.ckpt"] = saved(part)
+    archive.set_config("tensor_model_parallel_size", tensor)
+    return archive.set_config("pipeline_model_parallel_size", pipeline)
+
+
+LEGACY: Final = (
+    ("self_attention.linear_qkv.layer_norm_", "input_layernorm."),
+    ("self_attention.linear_qkv.", "self_attention.query_key_value."),
+    ("self_attention.linear_proj.", "self_attention.dense."),
+    ("mlp.linear_fc1.layer_norm_", "post_attention_layernorm."),
+    ("mlp.linear_fc1.", "mlp.dense_h_to_4h."),
+    ("mlp.linear_fc2.", "mlp.dense_4h_to_h."),
+)
+
+
+def legacy_state(state: State, *, apart: bool = False, first_projector: bool = False) -> State:
+    """The names of NeMo before Megatron-core.
+
+    Args:
+        state: Megatron-core's names.
+        apart: The gated layer's two halves as two tensors (`swiglu`), or as one (`fast-swiglu`).
+        first_projector: The name that the projector had in NeMo 1.22.
+    """
+    renamed: State = {"model.language_model.rotary_pos_emb.inv_freq": torch.ones(12)}
+    for name, tensor in state.items():
+        short = name.removeprefix("model.").replace("decoder.", "encoder.")
+        for new, old in LEGACY:
+            if short.startswith("encoder.layers.") and new in short:
+                short = short.replace(new, old)
+                break
+        if first_projector:
+            short = short.replace("mm_projector_adapter.mm_projector.", "mm_linear_adapter.linear.")
+        full = f"model.language_model.{short}"
+        if apart and "dense_h_to_4h." in full:
+            renamed[full], renamed[full.replace("dense_h_to_4h.", "dense_h_to_4h_2.")] = (
+                half.clone() for half in tensor.chunk(2)
+            )
+        else:
+            renamed[full] = tensor
+    return renamed
+
+
+def stacked(state: State) -> State:
+    """Layers as the first axis of one tensor, as all distributed forms have them."""
+    layers: dict[str, dict[int, torch.Tensor]] = {}
+    rest: State = {}
+    for name, tensor in state.items():
+        if match := LAYER.fullmatch(name):
+            layers.setdefault(f"{match[1]}{match[3]}", {})[int(match[2])] = tensor
+        else:
+            rest[name] = tensor
+    return rest | {name: torch.stack([found[n] for n in sorted(found)]) for name, found in layers.items()}
+
+
+def whole_chunks(name: str, tensor: torch.Tensor) -> tuple[int, ...]:
+    """How Megatron cuts for zarr: layer by layer, a gated layer's halves apart, other tensors whole."""
+    if ".layers." not in name:
+        return tuple(tensor.shape)
+    rows = tensor.shape[1] // (2 if name.endswith(GATED) else 1)
+    return (1, rows, *tensor.shape[2:])
+
+
+def as_zarr(
+    archive: Archive,
+    state: State,
+    chunks: Callable[[str, torch.Tensor], tuple[int, ...]] = whole_chunks,
+    *,
+    weights: str = "model_weights",
+) -> Archive:
+    """Replace the weights by zarr arrays.
+
+    Args:
+        archive: Any.
+        state: Stacked.
+        chunks: Shape of the chunks of a tensor; those at the end may reach beyond it.
+        weights: The folder.
+    """
+    archive.members = {
+        name: content
+        for name, content in archive.members.items()
+        if name != CKPT and not name.startswith("model_weights/")
+    }
+    mark = {"sharded_backend": "zarr", "sharded_backend_version": 1, "common_backend": "torch"}
+    archive.members[f"{weights}/metadata.json"] = json.dumps(mark).encode()
+    archive.members[f"{weights}/common.pt"] = saved({})
+    for name, tensor in state.items():
+        archive.members |= {f"{weights}/{name}/{file}": data for file, data in zarr_array(tensor, chunks(name, tensor))}
+    archive.members[f"{weights}/model.decoder.layers.mlp.linear_fc1._extra_state/shard_0_2.pt"] = saved(None)
+    return archive
+
+
+DTYPES: Final = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "bfloat16"}
+
+
+def zarr_array(tensor: torch.Tensor, chunk: tuple[int, ...]) -> list[tuple[str, bytes]]:
+    """The files of one array."""
+    described = {
+        "chunks": list(chunk),
+        "compressor": None,
+        "dtype": DTYPES[tensor.dtype],
+        "fill_value": None,
+        "filters": None,
+        "order": "C",
+        "shape": list(tensor.shape),
+        "zarr_format": 2,
+    }
+    counts = [-(-length // size) for length, size in zip(tensor.shape, chunk, strict=True)]
+    padded = torch.zeros([count * size for count, size in zip(counts, chunk, strict=True)], dtype=tensor.dtype)
+    padded[tuple(slice(length) for length in tensor.shape)] = tensor
+    files = [(".zarray", json.dumps(described).encode())]
+    for place in torch.cartesian_prod(*map(torch.arange, counts)).reshape(-1, len(counts)).tolist():
+        part = padded[tuple(slice(at * size, (at + 1) * size) for at, size in zip(place, chunk, strict=True))]
+        files.append((".".join(map(str, place)), part.contiguous().view(torch.uint8).numpy().tobytes()))
+    return files
+
+
+def unpack(archive: Archive, folder: Path) -> Path:
+    """Write the members as files."""
+    for name, content in archive.members.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder

@@ -1,0 +1,307 @@
+"""Every form on disk gives the same model: the tiny NeVA, written anew in each, is converted to the same bytes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from multimodal_api.engine import Dtype
+from multimodal_api.errors import ProductError
+from multimodal_api.families import Family, LlmType
+from multimodal_api.reasons import Reason
+from multimodal_builder.canonical import write_canonical
+from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
+from multimodal_builder.inspection import inspect
+from support import forms
+from support.archives import CKPT, CLASSIC, CLIP, Archive
+from support.states import State, saved, state_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from multimodal_api.errors import Failure
+
+LAYERS = 2
+QKV = "self_attention.linear_qkv.weight"
+
+Weights = dict[str, torch.Tensor]
+
+
+def problems_of(path: Path, llm: Path | None = None) -> tuple[Failure, ...]:
+    paths = CheckpointPaths(visual=path, llm=llm)
+    inspection, _, opened = inspect(paths, family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None)
+    opened.close()
+    return inspection.problems
+
+
+def convert(path: Path, out: Path) -> Weights:
+    """All weights of the canonical model."""
+    inspection, plan, opened = inspect(
+        CheckpointPaths(visual=path), family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
+    )
+    assert inspection.problems == ()
+    assert plan is not None
+    with opened:
+        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    return weights_of(out)
+
+
+def weights_of(out: Path) -> Weights:
+    files = [path for path in out.rglob("*.safetensors") if "vision" not in path.parts]
+    return {f"{path.parent.name}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
+
+
+def same(found: Weights, wanted: Weights) -> bool:
+    return found.keys() == wanted.keys() and all(
+        tensor.dtype == wanted[name].dtype and torch.equal(tensor, wanted[name]) for name, tensor in found.items()
+    )
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    return state_of(Archive.read(CLASSIC))
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    folder = tmp_path_factory.mktemp("wanted")
+    return convert(Archive.read(CLASSIC).write(folder), folder / "out")
+
+
+def ckpt(state: State) -> Archive:
+    archive = Archive.read(CLASSIC)
+    archive.members[CKPT] = saved(state)
+    return archive
+
+
+def with_groups(state: State, groups: int) -> State:
+    """The same model with more key/value heads, whose values are random; all heads have 24 rows."""
+    chance = torch.Generator().manual_seed(groups)
+    rows = (4 + 2 * groups) * 24
+    return {
+        name: torch.randn(rows, 96, generator=chance) if name.endswith(QKV) else tensor
+        for name, tensor in state.items()
+    }
+
+
+@pytest.mark.parametrize("unpacked", [False, True], ids=["tar", "folder"])
+@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (4, 2)], ids=str)
+def test_ranks_are_merged(tmp_path: Path, state: State, tensor: int, pipeline: int, *, unpacked: bool) -> None:
+    groups = max(2, tensor)
+    whole = with_groups(state, groups) if groups > 2 else state
+    expected = convert(ckpt(whole).set_config("num_query_groups", groups).write(tmp_path), tmp_path / "expected")
+    archive = forms.as_ranks(Archive.read(CLASSIC), whole, tensor=tensor, pipeline=pipeline, layers=LAYERS)
+    path = archive.set_config("num_query_groups", groups).write(tmp_path, "ranks.nemo")
+    if unpacked:
+        path = forms.unpack(archive, tmp_path / "ranks")
+    assert same(convert(path, tmp_path / "out"), expected)
+
+
+def test_a_tied_head_in_the_last_stage_is_the_embedding(tmp_path: Path, state: State) -> None:
+    """Megatron keeps a copy of a tied embedding where the head is computed."""
+    tied = state | {"model.output_layer.weight": state["model.embedding.word_embeddings.weight"]}
+    archive = forms.as_ranks(Archive.read(CLASSIC), tied, tensor=2, pipeline=2, layers=LAYERS)
+    archive.set_config("share_embeddings_and_output_weights", True)  # noqa: FBT003
+    found = convert(archive.write(tmp_path), tmp_path / "out")
+    assert "llm/lm_head.weight" not in found
+
+
+def test_merging_gated_slices_plainly_would_be_seen(state: State, wanted: Weights) -> None:
+    """The trap of this form: all shapes fit when the slices are put one behind the other."""
+    fused = state["model.decoder.layers.0.mlp.linear_fc1.weight"]
+    plain = torch.cat([forms.slice_of("linear_fc1.weight", fused, rank, 2) for rank in (0, 1)])
+    assert plain.shape == fused.shape
+    assert not torch.equal(plain.chunk(2)[0], wanted["llm/model.layers.0.mlp.gate_proj.weight"])
+
+
+@pytest.mark.parametrize("missing", ["tp_rank_01_pp_rank_001", "tp_rank_00_pp_rank_000"])
+def test_missing_ranks_are_named(tmp_path: Path, state: State, missing: str) -> None:
+    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=2, layers=LAYERS)
+    del archive.members[f"{missing}/model_weights.ckpt"]
+    (problem,) = problems_of(archive.write(tmp_path))
+    assert "saved by 4 ranks, and holds the weights of 3" in problem.problem
+
+
+def test_ranks_that_all_are_missing_but_the_first_are_noticed(tmp_path: Path, state: State) -> None:
+    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=1, layers=LAYERS)
+    del archive.members["mp_rank_01/model_weights.ckpt"]
+    (problem,) = problems_of(archive.write(tmp_path))
+    assert "saved by 2 ranks" in problem.problem
+    assert "mp_rank_00" in problem.at
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda part: part.pop("model.decoder.final_layernorm.weight"), "only 1 of 2 ranks hold"),
+        (lambda part: part.update({"model.output_layer.weight": torch.zeros(3, 96)}), "[256, 96], [3, 96] do not fit"),
+    ],
+)
+def test_ranks_that_do_not_fit_together_are_refused(
+    tmp_path: Path, state: State, change: Callable[[State], Any], says: str
+) -> None:
+    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=1, layers=LAYERS)
+    part = {name: forms.slice_of(name, tensor, 1, 2) for name, tensor in state.items()}
+    change(part)
+    archive.members["mp_rank_01/model_weights.ckpt"] = saved(part)
+    (problem,) = problems_of(archive.write(tmp_path))
+    assert problem.reason is Reason.CHECKPOINT_UNREADABLE
+    assert says in problem.problem
+
+
+def test_copies_that_differ_between_ranks_are_refused(tmp_path: Path, state: State) -> None:
+    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=1, layers=LAYERS)
+    norm = "model.decoder.final_layernorm.weight"
+    part = {name: forms.slice_of(name, tensor, 1, 2) for name, tensor in state.items()} | {norm: torch.zeros(96)}
+    archive.members["mp_rank_01/model_weights.ckpt"] = saved(part)
+    with pytest.raises(ProductError, match="different copies"):
+        convert(archive.write(tmp_path), tmp_path / "out")
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["fast-swiglu", "swiglu"])
+@pytest.mark.parametrize("ranks", [0, 1, 2])
+def test_legacy_names_are_renamed(tmp_path: Path, state: State, wanted: Weights, ranks: int, *, apart: bool) -> None:
+    archive = ckpt(forms.legacy_state(state, apart=apart))
+    if ranks:
+        del archive.members[CKPT]
+        for rank in range(ranks):
+            part = {name: forms.slice_of(name, tensor, rank, ranks) for name, tensor in state.items()}
+            archive.members[f"mp_rank_{rank:02d}/model_weights.ckpt"] = saved(forms.legacy_state(part, apart=apart))
+    archive.set_config("mcore_gpt", False)  # noqa: FBT003
+    assert same(convert(archive.write(tmp_path), tmp_path / "out"), wanted)
+
+
+def test_the_first_projectors_name_is_renamed(tmp_path: Path, state: State) -> None:
+    linear = {name: tensor for name, tensor in state.items() if "mm_projector" not in name}
+    prefix = "model.embedding.word_embeddings.adapter_layer.mm_projector_adapter.mm_projector."
+    linear |= {f"{prefix}weight": torch.randn(96, 64), f"{prefix}bias": torch.randn(96)}
+    now = ckpt(linear).set_config("mm_cfg.mm_mlp_adapter_type", "linear").write(tmp_path)
+    then = ckpt(forms.legacy_state(linear, first_projector=True)).set_config("mm_cfg.mm_mlp_adapter_type", "linear")
+    found = convert(then.write(tmp_path, "then.nemo"), tmp_path / "out")
+    assert same(found, convert(now, tmp_path / "expected"))
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path, state: State) -> None:
+    both = state | {"model.language_model.output_layer.weight": state["model.output_layer.weight"]}
+    (problem,) = problems_of(ckpt(both).write(tmp_path))
+    assert "are both model.output_layer.weight" in problem.problem
+
+
+def odd_chunks(_name: str, tensor: torch.Tensor) -> tuple[int, ...]:
+    """Cut with no regard to layers; the last chunks reach beyond the end."""
+    return tuple(max(1, length * 2 // 3) for length in tensor.shape)
+
+
+@pytest.mark.parametrize("unpacked", [False, True], ids=["tar", "folder"])
+@pytest.mark.parametrize("chunks", [forms.whole_chunks, odd_chunks], ids=["as Megatron cuts", "any cut"])
+def test_zarr_is_read(
+    tmp_path: Path,
+    state: State,
+    wanted: Weights,
+    chunks: Callable[[str, torch.Tensor], tuple[int, ...]],
+    *,
+    unpacked: bool,
+) -> None:
+    archive = forms.as_zarr(Archive.read(CLASSIC), forms.stacked(state), chunks)
+    path = archive.write(tmp_path)
+    if unpacked:
+        path = forms.unpack(archive, tmp_path / "zarr")
+    assert same(convert(path, tmp_path / "out"), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_zarr_holds_types_that_numpy_does_not_know(tmp_path: Path, state: State, dtype: torch.dtype) -> None:
+    half = {name: tensor.to(dtype) for name, tensor in state.items()}
+    expected = convert(ckpt(half).write(tmp_path), tmp_path / "expected")
+    path = forms.as_zarr(Archive.read(CLASSIC), forms.stacked(half)).write(tmp_path, "zarr.nemo")
+    assert same(convert(path, tmp_path / "out"), expected)
+
+
+def test_a_gzip_archive_and_a_folder_are_the_same(tmp_path: Path, wanted: Weights) -> None:
+    archive = Archive.read(CLASSIC)
+    shutil.copytree(CLIP, tmp_path / "clip")
+    old = tmp_path / "old.nemo"
+    old.write_bytes(gzip.compress(archive.to_bytes(), 1))
+    assert same(convert(old, tmp_path / "out"), wanted)
+    assert same(convert(forms.unpack(archive, tmp_path / "folder"), tmp_path / "again"), wanted)
+
+
+def zarr_of(state: State) -> Archive:
+    return forms.as_zarr(Archive.read(CLASSIC), forms.stacked(state))
+
+
+NORM = "model_weights/model.decoder.final_layernorm.weight"
+
+
+def edit_array(archive: Archive, folder: str, **changes: object) -> Archive:
+    described = json.loads(archive.members[f"{folder}/.zarray"]) | changes
+    archive.members[f"{folder}/.zarray"] = json.dumps(described).encode()
+    return archive
+
+
+def test_a_chunk_without_a_file_has_the_fill_value(tmp_path: Path, state: State) -> None:
+    archive = edit_array(zarr_of(state), NORM, fill_value=0.5)
+    del archive.members[f"{NORM}/0"]
+    found = convert(archive.write(tmp_path), tmp_path / "out")
+    assert torch.equal(found["llm/model.norm.weight"], torch.full((96,), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"compressor": {"id": "blosc"}}, "compressor"),
+        ({"filters": [{"id": "delta"}]}, "filters"),
+        ({"order": "F"}, "order"),
+        ({"zarr_format": 3}, "zarr_format"),
+        ({"dtype": ">f4"}, ">f4"),
+        ({"dtype": "|O"}, "not those of weights"),
+        ({"chunks": [0]}, "chunks"),
+        ({"chunks": [96, 1]}, "not those of weights"),
+        ({"chunks": [95]}, "384 bytes, where chunks of this tensor have 380"),
+        ({"shape": [97]}, "model.norm.weight"),
+        ({"shape": [-1]}, "shape"),
+        ({"shape": [2**40]}, "bytes of weights"),
+        ({"dimension_separator": "~"}, "dimension_separator"),
+    ],
+)
+def test_arrays_that_are_not_megatrons_are_refused(
+    tmp_path: Path, state: State, changes: dict[str, object], says: str
+) -> None:
+    path = edit_array(zarr_of(state), NORM, **changes).write(tmp_path)
+    with pytest.raises(ProductError, match=re.escape(says)) as caught:
+        convert_or_raise(path, tmp_path / "out")
+    assert "model.nemo: " in caught.value.failure.at
+
+
+def convert_or_raise(path: Path, out: Path) -> None:
+    """What the inspection reports, or the conversion raises."""
+    for problem in problems_of(path):
+        raise ProductError(problem.reason, at=problem.at, problem=problem.problem, remedy=problem.remedy)
+    convert(path, out)
+
+
+def test_a_missing_chunk_is_no_weight(tmp_path: Path, state: State) -> None:
+    archive = zarr_of(state)
+    del archive.members[f"{NORM}/0"]
+    with pytest.raises(ProductError, match="no fill value"):
+        convert(archive.write(tmp_path), tmp_path / "out")
+
+
+def test_weights_that_are_fill_values_for_the_most_part_are_refused(tmp_path: Path, state: State) -> None:
+    """A copy that lost its chunks must not become a model of zeros."""
+    archive = zarr_of(state)
+    for name in [name for name in archive.members if name.endswith(".zarray")]:
+        edit_array(archive, name.removesuffix("/.zarray"), fill_value=0)
+    archive.members = {
+        name: data for name, data in archive.members.items() if not name[-1].isdigit() or "embedding" in name
+    }
+    (problem,) = problems_of(archive.write(tmp_path))
+    assert "bytes of weights" in problem.problem
