@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from multimodal_api.errors import Failure, ProductError
-from multimodal_api.families import IMPLEMENTED_FAMILIES, IMPLEMENTED_LLM_TYPES, Family, LlmType
+from multimodal_api.families import IMPLEMENTED_FAMILIES, Family, LlmType
 from multimodal_api.reasons import Reason
 from multimodal_builder import checks
 from multimodal_builder.components import (
@@ -29,7 +29,8 @@ from multimodal_recipes.recipe import Recipe, VisionRecipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from multimodal_builder.checkpoints.checkpoint import Sources
+    from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
+    from multimodal_builder.checkpoints.config import LanguageConfig
     from multimodal_builder.mappings.language_model import LanguageModel
 
 SHOWN: Final = 5
@@ -62,8 +63,8 @@ def make_plan(sources: Sources, family: Family, llm_type: LlmType) -> tuple[Plan
     Returns:
         The plan and no problems, or no plan and all problems.
     """
-    if family not in IMPLEMENTED_FAMILIES or llm_type not in IMPLEMENTED_LLM_TYPES:
-        return None, [_unsupported(family, llm_type)]
+    if family not in IMPLEMENTED_FAMILIES:
+        return None, [_unsupported(family)]
     problems = list(checks.check_config(sources, llm_type))
     sources = _attempt(lambda: _merged(sources), problems) or sources
     tokenizer = None if problems else _attempt(lambda: _tokenizer(sources, family), problems)
@@ -85,12 +86,12 @@ def _attempt(step: Callable[[], _Result], problems: list[Failure]) -> _Result | 
         return None
 
 
-def _unsupported(family: Family, llm_type: LlmType) -> Failure:
+def _unsupported(family: Family) -> Failure:
     return Failure(
         reason=Reason.UNSUPPORTED_MODEL,
         at="spec.model",
-        problem=f"type {family} with llmType {llm_type} is not implemented",
-        remedy=f"this version builds {', '.join(IMPLEMENTED_FAMILIES)} with {', '.join(IMPLEMENTED_LLM_TYPES)}",
+        problem=f"type {family} is not implemented",
+        remedy=f"this version builds {', '.join(IMPLEMENTED_FAMILIES)}",
     )
 
 
@@ -125,8 +126,11 @@ def _tokenizer(sources: Sources, family: Family) -> ConvertedTokenizer:
 
 def _assemble(sources: Sources, family: Family, llm_type: LlmType, tokenizer: ConvertedTokenizer, tower: Tower) -> Plan:
     language = sources.language
-    rows = _embedding_rows(sources, tokenizer.vocab_size)
-    language_model = nearest(language.config, llm_type).build(language.config, rows=rows)
+    language_model = nearest(language.config, llm_type).build(
+        language.config,
+        rows=_embedding_rows(language, tokenizer.vocab_size),
+        positions=_rows(language, megatron.POSITIONS),
+    )
     projection = projector_config(sources.visual.config, tower)
     vision = vision_recipe(sources.visual.config, tower, projection)
     components = (
@@ -137,7 +141,7 @@ def _assemble(sources: Sources, family: Family, llm_type: LlmType, tokenizer: Co
     _check_weights(components, sources)
     return Plan(
         components=components,
-        recipe=_recipe(sources, family, tokenizer, vision),
+        recipe=_recipe(sources, family, tokenizer, vision, positions=language_model.positions),
         language_model=language_model,
         tower=tower,
         tokenizer=tokenizer,
@@ -145,26 +149,31 @@ def _assemble(sources: Sources, family: Family, llm_type: LlmType, tokenizer: Co
     )
 
 
-def _embedding_rows(sources: Sources, vocab_size: int) -> int:
+def _embedding_rows(checkpoint: Checkpoint[LanguageConfig], vocab_size: int) -> int:
     """Give the padded size of the vocabulary, which only the weights know.
 
     Raises:
         ProductError: there is no embedding, or it is smaller than the tokenizer.
     """
-    checkpoint = sources.language
-    info = checkpoint.tensors.infos().get(megatron.EMBEDDING)
-    rows = info.shape[0] if info is not None and info.shape else 0
-    if rows < vocab_size:
+    rows = _rows(checkpoint, megatron.EMBEDDING)
+    if rows is None or rows < vocab_size:
         raise ProductError(
             Reason.CHECKPOINT_WEIGHTS,
             at=f"{checkpoint.at}: {megatron.EMBEDDING}",
-            problem=f"{rows} rows for a tokenizer of {vocab_size} pieces" if info else "this tensor is missing",
+            problem=f"{rows} rows for a tokenizer of {vocab_size} pieces" if rows else "this tensor is missing",
             remedy="use an archive that holds the whole language model and the tokenizer it was trained with",
         )
     return rows
 
 
-def _recipe(sources: Sources, family: Family, tokenizer: ConvertedTokenizer, vision: VisionRecipe) -> Recipe:
+def _rows(checkpoint: Checkpoint[LanguageConfig], name: str) -> int | None:
+    info = checkpoint.tensors.infos().get(name)
+    return info.shape[0] if info is not None and info.shape else None
+
+
+def _recipe(
+    sources: Sources, family: Family, tokenizer: ConvertedTokenizer, vision: VisionRecipe, *, positions: int
+) -> Recipe:
     return Recipe(
         family=family,
         template=tokenizer.template,
@@ -173,7 +182,7 @@ def _recipe(sources: Sources, family: Family, tokenizer: ConvertedTokenizer, vis
         eos_token_ids=(tokenizer.eos,),
         stop_strings=CONVERSATIONS[sources.visual.config.data.conv_template].stop_strings,
         add_bos=False,
-        max_positions=sources.language.config.positions,
+        max_positions=positions,
     )
 
 

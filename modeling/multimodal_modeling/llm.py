@@ -47,6 +47,21 @@ class LanguageModel:
         embedded: Tensor = self._embedding(ids.to(self._model.device))
         return embedded
 
+    def scale_media(self, media: Tensor) -> Tensor:
+        """Bring media rows to the scale of what `embed` gives.
+
+        Gemma multiplies embeddings by the square root of their width, which transformers does as it looks them up.
+        NeMo trains with media in their places before that, so that their rows are multiplied too.
+
+        Args:
+            media: [media_tokens, hidden], from the projector.
+
+        Returns:
+            The same shape and type.
+        """
+        scale: Tensor | None = getattr(self._embedding, "embed_scale", None)
+        return media if scale is None else media * scale.to(media)
+
     def new_cache(self) -> Cache:
         """Make an empty key/value cache."""
         return DynamicCache(config=self._model.config)

@@ -50,12 +50,12 @@ class MultimodalModel:
         Args:
             ids: Token ids, with any valid id at the media positions.
             media_at: Positions of the media rows.
-            media: [media_tokens, hidden].
+            media: [media_tokens, hidden], from the projector.
 
         Returns:
             [tokens, hidden].
         """
-        return splice(self.llm.embed(torch.tensor(ids)), media, torch.tensor(media_at))
+        return splice(self.llm.embed(torch.tensor(ids)), self.llm.scale_media(media), torch.tensor(media_at))
 
 
 def read_recipe(model_dir: Path) -> Recipe:

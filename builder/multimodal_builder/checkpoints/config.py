@@ -94,6 +94,15 @@ class PeftSection(_Section):
     lora_tuning: LoraSection | None = None
 
 
+class CustomizationSection(_Section):
+    """`mcore_customization_config`: what Falcon's layers differ in."""
+
+    new_decoder_architecture: bool = False
+    """A norm for the attention and one for the feed-forward block, not one for both."""
+    parallel_attention: bool = False
+    """Both blocks read the layer's input."""
+
+
 class LanguageConfig(_Section):
     """NeMo's `model` section, as far as it describes a language model; field names and defaults are NeMo's."""
 
@@ -103,6 +112,8 @@ class LanguageConfig(_Section):
     num_attention_heads: Count
     num_query_groups: Count | None = None
     """Key/value heads; absent: as many as heads."""
+    multi_query_mode: bool = False
+    """Older models: one key/value head for all."""
     kv_channels: Count | None = None
     """Head size; absent: hidden_size / heads."""
     max_position_embeddings: Count | None = None
@@ -111,14 +122,30 @@ class LanguageConfig(_Section):
     normalization: str = "layernorm"
     layernorm_zero_centered_gamma: bool = False
     activation: str = "gelu"
+    openai_gelu: bool = False
+    """GELU by its tanh approximation, whatever `activation` names."""
     bias: bool = True
     position_embedding_type: str = "learned_absolute"
     rotary_percentage: float = 1.0
     rotary_base: Annotated[float, Field(gt=0)] = 10_000.0
     seq_len_interpolation_factor: float | None = None
     scale_positional_embedding: bool = False
+    """Llama 3.1's scaled rotary positions; NeMo 1 has these four numbers fixed, NeMo 2 in its configuration."""
+    scale_factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    old_context_len: Count = 8192
+    rotary_interleaved: bool = False
+    window_size: tuple[int, int] | None = None
+    """[positions that attention looks back, 0]; absent: all."""
+    apply_embedding_scaling: bool | None = None
+    """Gemma: embeddings, media among them, times the square root of their width."""
+    normalize_attention_scores: bool = True
+    transformer_block_type: str = "pre_ln"
     share_embeddings_and_output_weights: bool = True
     num_moe_experts: int | None = None
+    moe_router_topk: Count = 2
+    mcore_customization_config: CustomizationSection = CustomizationSection()
     tensor_model_parallel_size: Count = 1
     """How it was trained, as the next."""
     pipeline_model_parallel_size: Count = 1
@@ -128,7 +155,12 @@ class LanguageConfig(_Section):
     @property
     def groups(self) -> int:
         """Key/value heads."""
-        return self.num_query_groups or self.num_attention_heads
+        return self.num_query_groups or (1 if self.multi_query_mode else self.num_attention_heads)
+
+    @property
+    def zero_centered(self) -> bool:
+        """Whether the weights of norms are stored less one."""
+        return self.layernorm_zero_centered_gamma or self.normalization == "layernorm1p"
 
     @property
     def gated(self) -> bool:

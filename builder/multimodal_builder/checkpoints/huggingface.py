@@ -12,11 +12,12 @@ from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.ckpt import CkptSource
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.errors import not_found, unreadable, unsafe
+from multimodal_builder.checkpoints.shards import ShardedSource
 from multimodal_builder.checkpoints.tensors import CARRIERS, Array, TensorInfo, raw
 from multimodal_builder.checkpoints.window import ByteFile, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from multimodal_builder.checkpoints.tensors import TensorSource
 
@@ -24,6 +25,8 @@ CONFIG_NAME: Final = "config.json"
 PREPROCESSOR_NAME: Final = "preprocessor_config.json"
 SAFETENSORS: Final = "model.safetensors"
 PICKLED: Final = "pytorch_model.bin"
+INDEX: Final = ".index.json"
+"""Behind either name, where the weights are in several files."""
 
 _JSON_LIMIT: Final = 4 * 2**20
 _HEADER_LIMIT: Final = 100_000_000
@@ -53,18 +56,26 @@ class HuggingFaceFolder:
         return document
 
     def tensors(self) -> TensorSource:
-        """Open the weights.
+        """Open the weights, in one file or in several.
 
         Raises:
             ProductError: there are none, or they are damaged.
         """
-        if (self.path / SAFETENSORS).is_file():
-            return SafetensorsSource(self.file(SAFETENSORS))
-        if (self.path / PICKLED).is_file():
-            return CkptSource(self.file(PICKLED))
+        opening: tuple[tuple[str, Callable[[Window], TensorSource]], ...] = (
+            (SAFETENSORS, SafetensorsSource),
+            (PICKLED, CkptSource),
+        )
+        for name, source in opening:
+            if (self.path / name).is_file():
+                return source(self.file(name))
+            if (self.path / f"{name}{INDEX}").is_file():
+                return self._sharded(f"{name}{INDEX}", source)
         raise not_found(
             str(self.path), f"neither {SAFETENSORS} nor {PICKLED} is in this folder", "copy the whole model there"
         )
+
+    def _sharded(self, index: str, source: Callable[[Window], TensorSource]) -> TensorSource:
+        return ShardedSource(f"{self.path.name}/{index}", self.json(index), lambda shard: source(self.file(shard)))
 
     def file(self, name: str) -> Window:
         """Open a file.

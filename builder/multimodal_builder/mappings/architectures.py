@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.families import LlmType
-from multimodal_builder.mappings.llama import LLAMA
+from multimodal_builder.mappings.falcon import FALCON
+from multimodal_builder.mappings.gemma import GEMMA
+from multimodal_builder.mappings.gpt2 import GPT2, GPT_BIGCODE
+from multimodal_builder.mappings.llama import LLAMA, MISTRAL
+from multimodal_builder.mappings.mixtral import MIXTRAL
+from multimodal_builder.mappings.nemotron import NEMOTRON
+from multimodal_builder.mappings.starcoder2 import STARCODER2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +19,18 @@ if TYPE_CHECKING:
     from multimodal_builder.checkpoints.config import LanguageConfig
     from multimodal_builder.mappings.language_model import Architecture
 
-ARCHITECTURES: Final[Mapping[LlmType, tuple[Architecture, ...]]] = {LlmType.LLAMA: (LLAMA,)}
+_GPT: Final = (STARCODER2, NEMOTRON, GPT2, GPT_BIGCODE)
+"""NeMo's exporter takes the three types that have these for one, too."""
+
+ARCHITECTURES: Final[Mapping[LlmType, tuple[Architecture, ...]]] = {
+    LlmType.LLAMA: (LLAMA, MISTRAL),
+    LlmType.MIXTRAL: (MIXTRAL,),
+    LlmType.GEMMA: (GEMMA,),
+    LlmType.FALCON: (FALCON,),
+    LlmType.GPTNEXT: _GPT,
+    LlmType.GPT: _GPT,
+    LlmType.STARCODER: _GPT,
+}
 """Of each type, the first that holds a configuration is taken."""
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from multimodal_builder.checkpoints.tensors import FLOATS, TensorInfo
+import numpy as np
+
+from multimodal_builder.casts import cast
+from multimodal_builder.checkpoints.tensors import CARRIERS, FLOATS, TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -15,16 +18,19 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+NUMBERS: Final = ("n", "e")
+"""What may stand in braces in a name: a layer's number, an expert's."""
+
 
 class Rule(Protocol):
-    """What becomes of the tensors whose names match a pattern; `{n}` in it stands for a layer's number."""
+    """What becomes of the tensors whose names match a pattern; `{n}` in it is a layer's number, `{e}` an expert's."""
 
     @property
     def source(self) -> str:
         """The pattern."""
 
     def targets(self, info: TensorInfo, /) -> tuple[tuple[str, Shape], ...]:
-        """Name what is made of one tensor, in the form `{n}` may still stand in, with shapes.
+        """Name what is made of one tensor, in the form `{n}` and `{e}` may still stand in, with shapes.
 
         Raises:
             ValueError: the tensor's shape does not allow it.
@@ -56,6 +62,44 @@ class Rename:
 
 
 @dataclass(frozen=True, slots=True)
+class Offset:
+    """The values and a number: norms are stored as the factor itself by some models, as the factor less one by others.
+
+    The sum is computed in float32 and rounded once to the tensor's type.
+    """
+
+    source: str
+    target: str
+    by: float
+
+    def targets(self, info: TensorInfo) -> tuple[tuple[str, Shape], ...]:
+        """Keep the shape."""
+        return ((self.target, info.shape),)
+
+    def apply(self, array: Array) -> tuple[Array, ...]:
+        """Add."""
+        dtype = next(name for name in FLOATS if CARRIERS[name] == array.dtype)
+        total = cast(array, source=dtype, target="F32") + np.float32(self.by)
+        return (cast(total, source="F32", target=dtype),)
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose:
+    """The same values, rows for columns; a bias stays what it is."""
+
+    source: str
+    target: str
+
+    def targets(self, info: TensorInfo) -> tuple[tuple[str, Shape], ...]:
+        """Turn the shape round."""
+        return ((self.target, info.shape[::-1]),)
+
+    def apply(self, array: Array) -> tuple[Array, ...]:
+        """Turn the values round."""
+        return (array.T,)
+
+
+@dataclass(frozen=True, slots=True)
 class SplitQkv:
     """Megatron's fused attention input: rows per group are [the group's queries, its key, its value]."""
 
@@ -84,6 +128,25 @@ class SplitQkv:
         queries = self.heads // self.groups
         grouped = array.reshape(self.groups, queries + 2, -1, *rest)
         return grouped[:, :queries], grouped[:, queries], grouped[:, queries + 1]
+
+
+@dataclass(frozen=True, slots=True)
+class TransposeQkv:
+    """Megatron's fused attention input as GPT-2 has it: all queries, all keys, all values, and rows for columns."""
+
+    source: str
+    target: str
+    heads: int
+
+    def targets(self, info: TensorInfo) -> tuple[tuple[str, Shape], ...]:
+        """Turn the shape round."""
+        SplitQkv(self.source, query="q", key="k", value="v", heads=self.heads, groups=self.heads).targets(info)
+        return ((self.target, info.shape[::-1]),)
+
+    def apply(self, array: Array) -> tuple[Array, ...]:
+        """Take the heads apart, and put the parts side by side."""
+        parts = array.reshape(self.heads, len("qkv"), -1, *array.shape[1:]).swapaxes(0, 1)
+        return (parts if array.ndim == 1 else np.moveaxis(parts, -1, 0),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +262,9 @@ def parameters_of(rules: tuple[Rule, ...], shapes: Mapping[str, Shape]) -> dict[
 
 def pattern(source: str) -> re.Pattern[str]:
     """Compile a rule's pattern."""
-    escaped = re.escape(source).replace(re.escape("{n}"), "(?P<n>0|[1-9][0-9]*)").replace(re.escape("*"), ".*")
+    escaped = re.escape(source).replace(re.escape("*"), ".*")
+    for number in NUMBERS:
+        escaped = escaped.replace(re.escape(f"{{{number}}}"), f"(?P<{number}>0|[1-9][0-9]*)")
     return re.compile(escaped)
 
 
@@ -215,9 +280,10 @@ def per_layer(shapes: Mapping[str, Shape], layers: int) -> Iterator[tuple[str, S
 def _named(
     targets: tuple[tuple[str, Shape], ...], match: re.Match[str], dtype: str
 ) -> Iterator[tuple[str, TensorInfo]]:
-    layer = match.groupdict().get("n")
     for name, shape in targets:
-        yield name if layer is None else name.replace("{n}", layer), TensorInfo(dtype, shape)
+        for number, value in match.groupdict().items():
+            name = name.replace(f"{{{number}}}", value)  # noqa: PLW2901
+        yield name, TensorInfo(dtype, shape)
 
 
 def _wrong(step: Step, wanted: Mapping[str, Shape], set_by: Mapping[str, str]) -> Iterator[str]:

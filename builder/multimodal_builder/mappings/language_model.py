@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from multimodal_builder.mappings import megatron
 from multimodal_builder.mappings.base import parameters_of
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 
     from multimodal_builder.checkpoints.config import LanguageConfig
     from multimodal_builder.mappings.base import Rule, Shape
+    from multimodal_builder.mappings.requirements import Requirement
 
 JsonObject = dict[str, Any]
 
@@ -27,7 +27,7 @@ class LanguageModel:
     rules: tuple[Rule, ...]
     """From Megatron-core's names, one entry per layer and expert."""
     parameters: dict[str, Shape]
-    """Names and shapes of everything that transformers' class loads."""
+    """Names and shapes of everything that a checkpoint of transformers' class holds."""
     layers: int
     hidden: int
     heads: int
@@ -36,27 +36,10 @@ class LanguageModel:
     head_size: int
     rows: int
     """Of the embedding: the tokenizer's size and padding."""
+    positions: int
+    """Longest sequence."""
     tied: bool
     """Whether the head is the embedding."""
-
-
-class Requirement(NamedTuple):
-    """What one key of the configuration must be, so that an architecture can hold the model."""
-
-    key: str
-    holds: Callable[[LanguageConfig], bool]
-    needs: str
-    """The values it can hold, for people."""
-
-    def value(self, config: LanguageConfig) -> object:
-        """Give the key's value."""
-        return attrgetter(self.key)(config)
-
-
-def one_of(key: str, allowed: tuple[object, ...]) -> Requirement:
-    """Require one of some values."""
-    value = attrgetter(key)
-    return Requirement(key, lambda config: value(config) in allowed, " or ".join(map(repr, allowed)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +53,40 @@ class Architecture:
     rules: Callable[[LanguageConfig], tuple[Rule, ...]]
     describe: Callable[[LanguageConfig], JsonObject]
     """Its `config.json`, without what all classes share."""
+    positions_key: str = "max_position_embeddings"
+    """Of the longest sequence in its `config.json`."""
 
     def broken(self, config: LanguageConfig) -> tuple[Requirement, ...]:
         """List what keeps it from holding a model."""
         return tuple(requirement for requirement in self.requirements if not requirement.holds(config))
 
-    def build(self, config: LanguageConfig, *, rows: int) -> LanguageModel:
+    def build(self, config: LanguageConfig, *, rows: int, positions: int | None = None) -> LanguageModel:
         """Put everything together.
 
         Args:
             config: NeMo's.
             rows: Of the embedding, padding included.
+            positions: Rows of the table of positions, where there is one.
         """
         rules = self.rules(config)
         tied = config.share_embeddings_and_output_weights
-        common = {"architectures": [self.name], "vocab_size": rows, "tie_word_embeddings": tied}
+        longest = positions or config.positions
+        common = {
+            "architectures": [self.name],
+            "vocab_size": rows,
+            self.positions_key: longest,
+            "tie_word_embeddings": tied,
+        }
         return LanguageModel(
             config=common | self.describe(config),
             rules=rules,
-            parameters=parameters_of(rules, megatron.tensors(config, rows=rows)),
+            parameters=parameters_of(rules, megatron.tensors(config, rows=rows, positions=longest)),
             layers=config.num_layers,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
             groups=config.groups,
             head_size=config.head_size,
             rows=rows,
+            positions=longest,
             tied=tied,
         )

@@ -71,11 +71,15 @@ def test_the_tower_is_taken_from_the_archive_where_it_is_in_it(
         ("bias", True, Reason.CHECKPOINT_WEIGHTS, "missing: model.layers.0.self_attn.q_proj.bias"),
         ("position_embedding_type", "learned_absolute", Reason.UNSUPPORTED_MODEL, "needs 'rope'"),
         ("rotary_percentage", 0.5, Reason.UNSUPPORTED_MODEL, "is 0.5"),
-        ("num_moe_experts", 8, Reason.UNSUPPORTED_MODEL, "is 8"),
-        ("layernorm_zero_centered_gamma", True, Reason.UNSUPPORTED_MODEL, "needs False"),
+        ("num_moe_experts", 8, Reason.CHECKPOINT_CONFIG, "is 8, but llmType llama (LlamaForCausalLM) needs None or 0"),
+        ("num_attention_heads", 5, Reason.CHECKPOINT_CONFIG, "cannot be shared out"),
         ("num_query_groups", 3, Reason.CHECKPOINT_CONFIG, "cannot be shared out"),
-        ("seq_len_interpolation_factor", 2.0, Reason.UNSUPPORTED_MODEL, "scaled positions"),
-        ("scale_positional_embedding", True, Reason.UNSUPPORTED_MODEL, "scaled positions"),
+        ("rotary_interleaved", True, Reason.UNSUPPORTED_MODEL, "is True, but this version rotates the halves"),
+        ("normalize_attention_scores", False, Reason.UNSUPPORTED_MODEL, "square root of the head size"),
+        ("transformer_block_type", "post_ln", Reason.UNSUPPORTED_MODEL, "is 'post_ln'"),
+        ("apply_embedding_scaling", True, Reason.UNSUPPORTED_MODEL, "is True, but llmType llama"),
+        ("mcore_customization_config", {"parallel_attention": True}, Reason.UNSUPPORTED_MODEL, "needs False"),
+        ("openai_gelu", True, Reason.UNSUPPORTED_MODEL, "is True, but llmType llama"),
         ("mm_cfg.use_lita", True, Reason.CHECKPOINT_CONFIG, "neva"),
         ("data.media_type", "video", Reason.CHECKPOINT_CONFIG, "takes pictures"),
         ("data.conv_template", "interleaved", Reason.UNSUPPORTED_MODEL, "'interleaved'"),
@@ -237,14 +241,20 @@ def test_limits_that_just_fit_are_accepted(tmp_path: Path, classic: Archive) -> 
     assert look(classic.write(tmp_path), limits=limits).problems == ()
 
 
-@pytest.mark.parametrize(
-    ("family", "llm"), [(Family.VILA, LlmType.LLAMA), (Family.NEVA, LlmType.GEMMA), (Family.SALM, LlmType.GPT)]
-)
-def test_other_models_are_refused_by_name(tmp_path: Path, classic: Archive, family: Family, llm: LlmType) -> None:
-    (problem,) = look(classic.write(tmp_path), family=family, llm=llm).problems
+@pytest.mark.parametrize("family", [Family.VILA, Family.SALM])
+def test_other_families_are_refused_by_name(tmp_path: Path, classic: Archive, family: Family) -> None:
+    (problem,) = look(classic.write(tmp_path), family=family).problems
     assert problem.reason is Reason.UNSUPPORTED_MODEL
     assert family in problem.problem
-    assert llm in problem.problem
+
+
+@pytest.mark.parametrize("llm", [llm for llm in LlmType if llm is not LlmType.LLAMA])
+def test_another_type_than_the_checkpoints_is_found_and_the_right_one_named(
+    tmp_path: Path, classic: Archive, llm: LlmType
+) -> None:
+    problems = look(classic.write(tmp_path), llm=llm).problems
+    assert {problem.remedy for problem in problems} == {"set spec.model.llmType to llama"}
+    assert all(f"llmType {llm}" in problem.problem for problem in problems)
 
 
 def edit_json(path: Path, **changes: object) -> None:
