@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from multimodal_api.errors import Failure
+from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
 from multimodal_builder.checkpoints.config import CONFIG_NAME, LanguageConfig, ModelConfig
 from multimodal_builder.components import is_language
 from multimodal_builder.mappings.architectures import fitting_types, nearest
 from multimodal_builder.templates import CONVERSATIONS
+from multimodal_builder.video import ALL_FRAMES, LITA_LAYOUTS
 from multimodal_recipes.recipe import FeatureSelect
 
 if TYPE_CHECKING:
@@ -86,21 +88,9 @@ DECODER: Final[tuple[ConfigRule[LanguageConfig], ...]] = (
 )
 """Of the language model, whatever its type."""
 
-NEVA: Final[tuple[ConfigRule[ModelConfig], ...]] = (
-    ConfigRule(
-        "mm_cfg.use_lita",
-        lambda c: c.mm_cfg.use_lita,
-        lambda c: not c.mm_cfg.use_lita,
-        "spec.model.type is neva",
-        "set spec.model.type to the type the checkpoint has, if this version serves it",
-    ),
-    ConfigRule(
-        "data.media_type",
-        lambda c: c.data.media_type,
-        lambda c: c.data.media_type == "image",
-        "spec.model.type neva takes pictures",
-        "set spec.model.type to the type the checkpoint has, if this version serves it",
-    ),
+OTHER_FAMILY: Final = "set spec.model.type to the type the checkpoint has, if this version serves it"
+
+VISUAL: Final[tuple[ConfigRule[ModelConfig], ...]] = (
     ConfigRule(
         "data.conv_template",
         lambda c: c.data.conv_template,
@@ -124,7 +114,93 @@ NEVA: Final[tuple[ConfigRule[ModelConfig], ...]] = (
         f"NeMo knows {' and '.join(FeatureSelect)}",
         "correct it",
     ),
+    ConfigRule(
+        "data.sep_image_conv_front",
+        lambda c: c.data.sep_image_conv_front,
+        lambda c: not c.data.sep_image_conv_front,
+        "media in a turn of their own are not implemented",
+        "use a checkpoint that was trained with media in the questions",
+        Reason.UNSUPPORTED_MODEL,
+    ),
 )
+"""Of every family that sees."""
+
+
+def _media_type(wanted: str, *, of: str) -> ConfigRule[ModelConfig]:
+    return ConfigRule(
+        "data.media_type",
+        lambda c: c.data.media_type,
+        lambda c: c.data.media_type == wanted,
+        f"spec.model.type {of} has {wanted}",
+        OTHER_FAMILY,
+    )
+
+
+def _use_lita(*, wanted: bool, of: str) -> ConfigRule[ModelConfig]:
+    return ConfigRule(
+        "mm_cfg.use_lita",
+        lambda c: c.mm_cfg.use_lita,
+        lambda c: c.mm_cfg.use_lita is wanted,
+        f"spec.model.type {of} has {wanted}",
+        OTHER_FAMILY,
+    )
+
+
+_ALL_FRAMES_OF_A_VIDEO: Final[ConfigRule[ModelConfig]] = ConfigRule(
+    "data.splice_single_frame",
+    lambda c: c.data.splice_single_frame,
+    lambda c: c.data.splice_single_frame is None,
+    "videos of a single frame are not implemented",
+    "use a checkpoint that was trained with several frames",
+    Reason.UNSUPPORTED_MODEL,
+)
+_LITA: Final[tuple[ConfigRule[ModelConfig], ...]] = (
+    _use_lita(wanted=True, of="lita or vita"),
+    _media_type("video", of="lita or vita"),
+    _ALL_FRAMES_OF_A_VIDEO,
+    ConfigRule(
+        "data.num_frames",
+        lambda c: c.data.num_frames,
+        lambda c: c.data.num_frames >= 1,
+        "a number of frames is needed",
+        "correct it",
+    ),
+    ConfigRule(
+        "mm_cfg.lita",
+        lambda c: f"{c.mm_cfg.lita.lita_video_arch} with {c.mm_cfg.lita.visual_token_format}",
+        lambda c: (c.mm_cfg.lita.lita_video_arch, c.mm_cfg.lita.visual_token_format) in LITA_LAYOUTS,
+        f"NeMo trains {', '.join(f'{arch} with {form}' for arch, form in LITA_LAYOUTS)}",
+        "correct lita_video_arch or visual_token_format",
+    ),
+    ConfigRule(
+        "mm_cfg.lita.sample_frames",
+        lambda c: c.mm_cfg.lita.sample_frames,
+        lambda c: c.mm_cfg.lita.sample_frames <= c.data.num_frames,
+        "data.num_frames is less",
+        "correct one of the two",
+    ),
+)
+
+FAMILY: Final[dict[Family, tuple[ConfigRule[ModelConfig], ...]]] = {
+    Family.NEVA: (_use_lita(wanted=False, of="neva"), _media_type("image", of="neva")),
+    # Archives of VILA are made with VITA's configuration file, which speaks of videos.
+    Family.VILA: (),
+    Family.VIDEO_NEVA: (
+        _use_lita(wanted=False, of="video-neva"),
+        _media_type("video", of="video-neva"),
+        _ALL_FRAMES_OF_A_VIDEO,
+        ConfigRule(
+            "data.num_frames",
+            lambda c: c.data.num_frames,
+            lambda c: c.data.num_frames >= 1 or c.data.num_frames == ALL_FRAMES,
+            f"a number of frames is needed, or {ALL_FRAMES} for all",
+            "correct it",
+        ),
+    ),
+    Family.LITA: _LITA,
+    Family.VITA: _LITA,
+}
+"""Of one family."""
 
 TOKENIZER: Final[tuple[ConfigRule[LanguageConfig], ...]] = (
     ConfigRule(
@@ -146,10 +222,10 @@ TOKENIZER: Final[tuple[ConfigRule[LanguageConfig], ...]] = (
 )
 
 
-def check_config(sources: Sources, llm_type: LlmType) -> Iterator[Failure]:
-    """List every rule that a NeVA model breaks; the language model may have its own checkpoint."""
+def check_config(sources: Sources, family: Family, llm_type: LlmType) -> Iterator[Failure]:
+    """List every rule that a model of the family breaks; the language model may have its own checkpoint."""
     visual, language = sources.visual, sources.language
-    yield from _broken(NEVA, visual.config, visual.config_at)
+    yield from _broken((*FAMILY[family], *VISUAL), visual.config, visual.config_at)
     yield from _broken((*TOKENIZER, *DECODER), language.config, language.config_at)
     yield from _check_llm_type(language, llm_type)
     yield from _check_language(sources)
@@ -235,20 +311,20 @@ def check_limits(limits: TokenLimits, *, media: int, prompt: int, positions: int
 
     Args:
         limits: Of the specification.
-        media: Positions that one picture takes.
+        media: Positions that the smallest medium takes.
         prompt: Length of the shortest prompt, in tokens, without media.
         positions: Longest sequence of the model.
     """
     if media > limits.max_multimodal_len:
-        yield _too_small("maxMultimodalLen", limits.max_multimodal_len, f"one picture takes {media} positions", media)
+        yield _too_small("maxMultimodalLen", limits.max_multimodal_len, f"one medium takes {media} positions", media)
     if media + prompt > limits.max_input_len:
-        problem = f"one picture and the shortest prompt take {media} + {prompt} positions"
+        problem = f"one medium and the shortest prompt take {media} + {prompt} positions"
         yield _too_small("maxInputLen", limits.max_input_len, problem, media + prompt)
     if media + prompt >= positions:
         yield Failure(
             reason=Reason.CHECKPOINT_CONFIG,
             at=f"{CONFIG_NAME}: max_position_embeddings",
-            problem=f"is {positions}, but one picture and the shortest prompt take {media + prompt}",
+            problem=f"is {positions}, but one medium and the shortest prompt take {media + prompt}",
             remedy="correct it, or use another tower",
         )
 

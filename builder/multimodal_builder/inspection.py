@@ -13,9 +13,12 @@ from multimodal_builder import checks
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.checkpoints.nemo import open_sources
 from multimodal_builder.plan import Plan, make_plan
+from multimodal_recipes.frames import frame_bounds
+from multimodal_recipes.layout import lay_out
 
 if TYPE_CHECKING:
     from multimodal_api.engine import TokenLimits
+    from multimodal_recipes.recipe import VisionRecipe
 
 BYTES: Final = {Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2, Dtype.FLOAT32: 4}
 """Size of one value."""
@@ -41,6 +44,11 @@ class Inspection(Model):
     max_positions: int | None = None
     image_size: int | None = None
     tokens_per_image: int | None = None
+    """Of one picture, or one frame."""
+    frames: int | None = None
+    """Most that are seen of a video; None where all are, and for families that take pictures."""
+    tokens_per_medium: int | None = None
+    """Of one picture, or of a video that has as many frames as are seen; None where all are."""
     prompt_tokens: int | None = None
     """Of the shortest prompt, without media."""
     tower_in_checkpoint: bool | None = None
@@ -82,7 +90,7 @@ def inspect(
     if limits is not None:
         problems += checks.check_limits(
             limits,
-            media=vision.tokens_per_image,
+            media=lay_out(vision, _frames(vision)[0]).rows,
             prompt=plan.tokenizer.prompt_tokens,
             positions=plan.recipe.max_positions,
         )
@@ -100,6 +108,7 @@ def _describe(
 ) -> Inspection:
     shape, recipe = plan.language_model, plan.recipe
     vision = recipe.seeing()
+    _, most = _frames(vision)
     infos = [info for part in plan.components for step in part.mapped.steps for _, info in step.targets]
     parameters = sum(info.nbytes // _STORED[info.dtype] for info in infos)
     per_position = 2 * shape.layers * shape.groups * shape.head_size * BYTES[dtype]
@@ -117,6 +126,8 @@ def _describe(
         max_positions=recipe.max_positions,
         image_size=vision.preprocessing.image_size,
         tokens_per_image=vision.tokens_per_image,
+        frames=vision.video.num_frames if vision.video else None,
+        tokens_per_medium=lay_out(vision, most).rows if most else None,
         prompt_tokens=plan.tokenizer.prompt_tokens,
         tower_in_checkpoint=plan.tower.trained,
         parameters=parameters,
@@ -124,6 +135,11 @@ def _describe(
         weight_memory=parameters * BYTES[dtype],
         cache_memory=per_position * _positions(limits) if limits else None,
     )
+
+
+def _frames(vision: VisionRecipe) -> tuple[int, int | None]:
+    """Give the least and the greatest number of frames of one medium; None is no bound."""
+    return frame_bounds(vision.video) if vision.video else (1, 1)
 
 
 def _positions(limits: TokenLimits) -> int:

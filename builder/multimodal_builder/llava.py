@@ -64,6 +64,13 @@ def write_llava(plan: Plan, folder: Path, *, dtype: Dtype | None) -> None:
 
 def _check(plan: Plan, projector: ProjectorConfig) -> None:
     dropped = _dropped(plan.recipe.seeing())
+    if plan.recipe.seeing().video is not None:
+        raise ProductError(
+            Reason.UNSUPPORTED_MODEL,
+            at="--layout llava",
+            problem=f"transformers' LLaVA takes pictures, and the family {plan.recipe.family} videos",
+            remedy="leave the option out: the canonical folder holds everything",
+        )
     if projector.kind != "mlp2x_gelu" or dropped not in _STRATEGY:
         raise ProductError(
             Reason.UNSUPPORTED_MODEL,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from multimodal_api.errors import Failure, ProductError
-from multimodal_api.families import IMPLEMENTED_FAMILIES, Family, LlmType
 from multimodal_api.reasons import Reason
 from multimodal_builder import checks
 from multimodal_builder.components import (
@@ -21,14 +20,17 @@ from multimodal_builder.mappings import megatron
 from multimodal_builder.mappings.architectures import nearest
 from multimodal_builder.sentencepiece_tokenizer import convert_sentencepiece
 from multimodal_builder.templates import CONVERSATIONS, SEQUENCE_MARKS, media_marks, prompt_template
-from multimodal_builder.tokenizer import ConvertedTokenizer, Usage
+from multimodal_builder.tokenizer import PICTURE, ConvertedTokenizer, Usage
 from multimodal_builder.towers import Tower, find_tower
+from multimodal_builder.video import video_recipe
 from multimodal_builder.vision import projector_config, vision_recipe
-from multimodal_recipes.recipe import Recipe, VisionRecipe
+from multimodal_recipes.layout import lay_out_video
+from multimodal_recipes.recipe import Recipe, TimeTokens, VisionRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from multimodal_api.families import Family, LlmType
     from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
     from multimodal_builder.checkpoints.config import LanguageConfig
     from multimodal_builder.mappings.language_model import LanguageModel
@@ -63,9 +65,9 @@ def make_plan(sources: Sources, family: Family, llm_type: LlmType) -> tuple[Plan
     Returns:
         The plan and no problems, or no plan and all problems.
     """
-    if family not in IMPLEMENTED_FAMILIES:
+    if family not in checks.FAMILY:
         return None, [_unsupported(family)]
-    problems = list(checks.check_config(sources, llm_type))
+    problems = list(checks.check_config(sources, family, llm_type))
     sources = _attempt(lambda: _merged(sources), problems) or sources
     tokenizer = None if problems else _attempt(lambda: _tokenizer(sources, family), problems)
     tower = _attempt(lambda: find_tower(sources.visual), problems)
@@ -91,7 +93,7 @@ def _unsupported(family: Family) -> Failure:
         reason=Reason.UNSUPPORTED_MODEL,
         at="spec.model",
         problem=f"type {family} is not implemented",
-        remedy=f"this version builds {', '.join(IMPLEMENTED_FAMILIES)}",
+        remedy=f"this version builds {', '.join(checks.FAMILY)}",
     )
 
 
@@ -112,6 +114,8 @@ def _tokenizer(sources: Sources, family: Family) -> ConvertedTokenizer:
     config, language = sources.visual.config, sources.language
     conversation = CONVERSATIONS[config.data.conv_template]
     marks = media_marks(config.mm_cfg.llm.model_type)
+    video = video_recipe(config, family, marks)
+    medium = lay_out_video(video, rows=1, frames=1) if video else PICTURE
     return convert_sentencepiece(
         language.artifact("tokenizer.model", language.config.tokenizer.model),
         Usage(
@@ -119,6 +123,7 @@ def _tokenizer(sources: Sources, family: Family) -> ConvertedTokenizer:
             marks=marks,
             positions=language.config.positions,
             replaced=SEQUENCE_MARKS if conversation.sequence_marks else {},
+            medium=medium,
         ),
         at=f"{language.at}: tokenizer.model",
     )
@@ -132,7 +137,9 @@ def _assemble(sources: Sources, family: Family, llm_type: LlmType, tokenizer: Co
         positions=_rows(language, megatron.POSITIONS),
     )
     projection = projector_config(sources.visual.config, tower)
-    vision = vision_recipe(sources.visual.config, tower, projection)
+    marks = media_marks(sources.visual.config.mm_cfg.llm.model_type)
+    video = video_recipe(sources.visual.config, family, marks)
+    vision = vision_recipe(sources.visual.config, tower, projection, video)
     components = (
         llm_component(sources, language_model, tokenizer),
         vision_component(tower),
@@ -183,6 +190,7 @@ def _recipe(
         stop_strings=CONVERSATIONS[sources.visual.config.data.conv_template].stop_strings,
         add_bos=False,
         max_positions=positions,
+        time_tokens=TimeTokens(count=tokenizer.time_tokens) if vision.video and tokenizer.time_tokens else None,
     )
 
 

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.errors import unreadable
 from multimodal_builder.sentencepiece_model import ModelKind, PieceKind, SentencePieceModel, parse
-from multimodal_builder.tokenizer import ConvertedTokenizer, check_prompts, mark_ids
+from multimodal_builder.tokenizer import ConvertedTokenizer, check_pieces, check_prompts, count_time_tokens
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def convert_sentencepiece(data: bytes, usage: Usage, *, at: str) -> ConvertedTok
     plain = _Original(processor, {})
     known = {piece: plain.piece_id(piece) for piece in usage.replaced}
     original = replace(plain, replaced={number: usage.replaced[piece] for piece, number in known.items() if number})
-    _, patch, _ = mark_ids(original, usage.marks, at)
+    patch = check_pieces(original, usage, at)
     model = _replace(model, original.replaced)
     serialised = _assemble(model, special=frozenset(original.replaced.values())).to_str().encode()
     # In serving, the text goes to `tokenizer.json` in one piece, which adds no second space to one that stands there.
@@ -82,6 +82,7 @@ def convert_sentencepiece(data: bytes, usage: Usage, *, at: str) -> ConvertedTok
         bos=bos if bos >= 0 else None,
         eos=_eos(processor, at),
         media_patch=patch,
+        time_tokens=count_time_tokens(original),
         prompt_tokens=check_prompts(serialised, original, usage, served, at),
     )
 

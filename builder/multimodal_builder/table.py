@@ -30,7 +30,8 @@ def as_table(inspection: Inspection) -> str:
             ("vocabulary", f"{inspection.vocab_size} tokens, {inspection.vocab_rows} rows"),
             ("longest sequence", f"{inspection.max_positions} tokens"),
             ("picture", f"{inspection.image_size} pixels, {inspection.tokens_per_image} tokens"),
-            ("shortest prompt", f"{inspection.prompt_tokens} tokens and the picture's"),
+            ("tokens per medium", _medium(inspection)),
+            ("shortest prompt", f"{inspection.prompt_tokens} tokens and the medium's"),
             ("vision tower", "in the checkpoint" if inspection.tower_in_checkpoint else "in its own folder"),
             ("parameters", f"{inspection.parameters:,}"),
             ("weights, stored", _size(inspection.stored_bytes)),
@@ -43,6 +44,13 @@ def as_table(inspection: Inspection) -> str:
 def _paths(paths: CheckpointPaths) -> Iterator[tuple[str, object]]:
     named = (("checkpoint", paths.visual), ("language model", paths.llm), ("adapter", paths.lora))
     return (pair for pair in named if pair[1] is not None)
+
+
+def _medium(inspection: Inspection) -> str:
+    if inspection.tokens_per_medium is None:
+        return "as many frames as a video has"
+    seen = f", a video of {inspection.frames} frames" if inspection.frames else ""
+    return f"{inspection.tokens_per_medium}{seen}"
 
 
 def _size(count: int | None) -> str:

@@ -38,6 +38,9 @@ _LLAMA_3_MARKS: Final = Marks(
     start="<|reserved_special_token_4|>", patch="<|reserved_special_token_3|>", end="<|reserved_special_token_5|>"
 )
 
+VIDEO_START: Final = "<extra_id_8>"
+VIDEO_END: Final = "<extra_id_9>"
+
 SEQUENCE_MARKS: Final = {"<extra_id_6>": 1, "<extra_id_7>": 2}
 """Pieces that stand for the beginning and the end of a sequence, and the ids that training puts in their place."""
 

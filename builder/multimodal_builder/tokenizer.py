@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -31,6 +31,10 @@ SAMPLES: Final = (
 """Texts that meet most of what tokenizers treat in different ways."""
 
 
+PICTURE: Final = Medium((MediaSlot(3),))
+"""A medium as the checks of prompts need it: any number of rows does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """How a checkpoint uses its tokenizer."""
@@ -43,6 +47,8 @@ class Usage:
     """Longest sequence of the model."""
     replaced: Mapping[str, int] = field(default_factory=dict)
     """Pieces whose ids training replaces by others."""
+    medium: Medium = PICTURE
+    """How one medium stands in a prompt, as to the texts between its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,10 @@ class ConvertedTokenizer:
     eos: int
     media_patch: int
     """Id of the piece at the rows of media."""
+    time_tokens: int
+    """Number of pieces `<t0>`, `<t1>` and so on."""
     prompt_tokens: int
-    """Length of the shortest prompt, without media."""
+    """Length of the shortest prompt, without rows of media."""
 
 
 class Original(Protocol):
@@ -75,22 +83,29 @@ class Original(Protocol):
         """Give the id of a piece of the vocabulary."""
 
 
-def mark_ids(original: Original, marks: Marks, at: str) -> tuple[int, int, int]:
-    """Give the ids of the three media pieces.
+def check_pieces(original: Original, usage: Usage, at: str) -> int:
+    """Require the pieces at the place of media.
+
+    Returns:
+        The id of the piece at rows.
 
     Raises:
-        ProductError: one of them is missing.
+        ProductError: one is missing.
     """
-    ids = [original.piece_id(piece) for piece in marks]
-    for piece, found in zip(marks, ids, strict=True):
-        if found is None:
+    texts = (part for part in usage.medium.parts if isinstance(part, str))
+    for piece in dict.fromkeys((*usage.marks, *texts)):
+        if original.piece_id(piece) is None:
             raise config_error(
                 at,
                 f"it lacks the piece {piece}",
                 "use the tokenizer the model was trained with, with NeVA's media tokens",
             )
-    start, patch, end = (found for found in ids if found is not None)
-    return start, patch, end
+    return original.piece_id(usage.marks.patch) or 0
+
+
+def count_time_tokens(original: Original) -> int:
+    """Count the pieces `<t0>`, `<t1>` and so on."""
+    return next(number for number in count() if original.piece_id(f"<t{number}>") is None)
 
 
 def check_prompts(serialised: bytes, original: Original, usage: Usage, served: PromptTemplate, at: str) -> int:
@@ -104,7 +119,7 @@ def check_prompts(serialised: bytes, original: Original, usage: Usage, served: P
         at: What to call the tokenizer in an error.
 
     Returns:
-        The shortest prompt's length, without media.
+        The shortest prompt's length, without rows of media.
 
     Raises:
         ProductError: a prompt has other ids, or other text.
@@ -113,18 +128,17 @@ def check_prompts(serialised: bytes, original: Original, usage: Usage, served: P
         path = Path(folder, TOKENIZER_NAME)
         path.write_bytes(serialised)
         tokenizer = ServingTokenizer(path, add_bos=False)
-    media = "".join(usage.marks)  # three pieces, whose places three media rows take
-    media_ids = mark_ids(original, usage.marks, at)
+    patch, row = usage.marks.patch, original.piece_id(usage.marks.patch)
     shortest = 0
     for text in ("", *SAMPLES):
-        asked = Turn((Medium((MediaSlot(len(media_ids)),)), text))
+        asked = Turn((usage.medium, text))
         for turns in ((asked,), (replace(asked, answer=text), asked)):
-            whole = "".join(part if isinstance(part, str) else media for part in render(usage.template, turns))
-            wanted = original.encode(whole)
+            parts = render(usage.template, turns)
+            wanted = original.encode("".join(part if isinstance(part, str) else patch * part.rows for part in parts))
             prompt = tokenizer.encode(render(served, turns))
-            found = list(prompt.ids)
+            found: list[int | None] = list(prompt.ids)
             for span in prompt.media:
-                found[span.start : span.start + span.length] = media_ids
+                found[span.start : span.start + span.length] = [row] * span.length
             if found != wanted:
                 raise _differs(at, text, wanted, found)
             if tokenizer.decode(wanted) != original.decode(wanted):

@@ -14,6 +14,7 @@ from multimodal_api.reasons import Reason
 from multimodal_modeling.generate import generate
 from multimodal_modeling.model import MultimodalModel
 from multimodal_modeling.sampling import SamplingParameters
+from multimodal_recipes.frames import choose_frames
 from multimodal_recipes.images import preprocess
 from multimodal_recipes.layout import lay_out
 from multimodal_recipes.prompt import Turn, render
@@ -65,12 +66,16 @@ def _answer(model_dir: Path, inputs: BuildInputs) -> str:
     recipe = model.recipe
     vision = recipe.seeing()
     tokenizer = Tokenizer(model_dir / LLM_DIR / TOKENIZER_NAME, add_bos=recipe.add_bos)
-    turn = Turn((lay_out(vision), recipe.template.default_text))
+    frames = _picture()
+    if vision.video is not None:
+        frames = frames[list(choose_frames(vision.video, len(frames)))]
+    turn = Turn((lay_out(vision, len(frames)), recipe.template.default_text))
     prompt = tokenizer.encode(render(recipe.template, (turn,)))
-    pixels = preprocess(_picture(), vision.preprocessing, at="generated picture")
-    media = model.media.encode(torch.from_numpy(pixels))
+    pixels = preprocess(frames, vision.preprocessing, at="generated picture")
+    batches = torch.split(torch.from_numpy(pixels), inputs.limits.vision_max_batch_size)
+    media = model.media.arrange(torch.cat([model.media.encode(batch) for batch in batches]))
     at = [place for span in prompt.media for place in range(span.start, span.start + span.length)]
-    embeddings = model.prompt_embeddings(prompt.ids, at, media.flatten(0, 1))
+    embeddings = model.prompt_embeddings(prompt.ids, at, media)
     tokens = generate(
         model.llm,
         embeddings,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from multimodal_builder.checkpoints.config import CONFIG_NAME, config_error
+from multimodal_builder.video import check_grid
 from multimodal_recipes.recipe import FeatureSelect, ProjectorConfig, VisionRecipe
 
 if TYPE_CHECKING:
     from multimodal_builder.checkpoints.config import ModelConfig
     from multimodal_builder.towers import Tower
+    from multimodal_recipes.recipe import VideoRecipe
 
 
 def projector_config(config: ModelConfig, tower: Tower) -> ProjectorConfig:
@@ -30,7 +32,9 @@ def projector_config(config: ModelConfig, tower: Tower) -> ProjectorConfig:
     return projector
 
 
-def vision_recipe(config: ModelConfig, tower: Tower, projector: ProjectorConfig) -> VisionRecipe:
+def vision_recipe(
+    config: ModelConfig, tower: Tower, projector: ProjectorConfig, video: VideoRecipe | None
+) -> VisionRecipe:
     """Decide which of the tower's tokens are taken, and how many rows a picture becomes.
 
     Raises:
@@ -50,10 +54,13 @@ def vision_recipe(config: ModelConfig, tower: Tower, projector: ProjectorConfig)
         raise config_error(
             at, f"with {select} and {dropped}, {error}: {found}", "correct it, or vision_select_feature"
         ) from error
-    return VisionRecipe(
+    recipe = VisionRecipe(
         preprocessing=tower.preprocessing,
         select_layer=vision.vision_select_layer,
         select_feature=select,
         class_token_length=vision.class_token_length,
         tokens_per_image=rows,
+        video=video,
     )
+    check_grid(recipe)
+    return recipe

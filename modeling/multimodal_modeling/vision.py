@@ -11,6 +11,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 
 from multimodal_modeling.pretrained import corrupt, load_pretrained
 from multimodal_modeling.projector import Projector
+from multimodal_modeling.video import arrange
 from multimodal_recipes.recipe import VISION_DIR, FeatureSelect
 
 if TYPE_CHECKING:
@@ -65,6 +66,18 @@ class MediaEncoder:
             features = features[:, self._recipe.class_token_length :]
         encoded: Tensor = self._projector(features)
         return encoded
+
+    @torch.inference_mode()
+    def arrange(self, features: Tensor) -> Tensor:
+        """Make prompt rows of one medium's encoded frames.
+
+        Args:
+            features: [frames, tokens_per_image, hidden].
+
+        Returns:
+            [rows, hidden], in the order of the prompt.
+        """
+        return arrange(features, self._recipe.video)
 
 
 def _loader(folder: Path) -> Callable[..., object]:

@@ -31,7 +31,18 @@ def lay_out(vision: VisionRecipe, frames: int = 1) -> Medium:
     """
     if vision.video is None:
         return Medium((MediaSlot(vision.tokens_per_image),))
-    return Medium(_LAYOUTS[vision.video.layout](vision.video, vision.tokens_per_image, frames))
+    return lay_out_video(vision.video, vision.tokens_per_image, frames)
+
+
+def lay_out_video(video: VideoRecipe, rows: int, frames: int) -> Medium:
+    """Lay a video out.
+
+    Args:
+        video: The model's.
+        rows: Per frame.
+        frames: After sampling.
+    """
+    return Medium(tuple(part for part in _LAYOUTS[video.layout](video, rows, frames) if part != ""))
 
 
 def lay_out_sound(audio: AudioRecipe, samples: int) -> Medium:

@@ -83,10 +83,10 @@ class BatchedEncoder:
             pixels: [frames, 3, height, width] float32, on the CPU.
 
         Returns:
-            [frames * rows, hidden], on the device.
+            [positions, hidden], on the device, in the order of the prompt.
         """
         rows = await asyncio.gather(*(self._encode(frame) for frame in pixels))
-        return torch.cat(tuple(rows))
+        return await self._thread.run(self._encoder.arrange, torch.stack(tuple(rows)))
 
     async def _encode(self, frame: torch.Tensor) -> torch.Tensor:
         key = hashlib.sha256(frame.numpy().data).digest()

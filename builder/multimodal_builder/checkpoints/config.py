@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
@@ -52,6 +52,15 @@ class VisionSection(_Section):
     class_token_length: Annotated[int, Field(ge=0)] = 1
 
 
+class LitaSection(_Section):
+    """`mm_cfg.lita`."""
+
+    lita_video_arch: str = "temporal_spatial_pool"
+    visual_token_format: str = "v1"  # noqa: S105 (a format, no secret)
+    sample_frames: Count = 4
+    """Frames kept whole."""
+
+
 class MultimodalSection(_Section):
     """`mm_cfg`."""
 
@@ -60,6 +69,7 @@ class MultimodalSection(_Section):
     mm_mlp_adapter_type: str = "linear"
     use_im_start_end: bool = False
     use_lita: bool = False
+    lita: Annotated[LitaSection, BeforeValidator(lambda section: section or {})] = LitaSection()
 
 
 class TokenizerSection(_Section):
@@ -75,6 +85,12 @@ class DataSection(_Section):
     """`data`."""
 
     media_type: str = "image"
+    num_frames: int = 1
+    """Of a video; -1 is all."""
+    splice_single_frame: str | None = None
+    """The one frame of a video that is seen: `first`, `middle` or `last`."""
+    sep_image_conv_front: bool = False
+    """Whether the medium is moved in front, into a turn of its own."""
     image_aspect_ratio: str = "square"
     conv_template: str = "nvgpt"
 

@@ -65,6 +65,10 @@ class Encoder(Protocol):
         """[frames, 3, height, width] to [frames, rows, hidden]."""
         ...
 
+    def arrange(self, features: torch.Tensor) -> torch.Tensor:
+        """[frames, rows, hidden] of one medium to [positions, hidden], in the order of the prompt."""
+        ...
+
 
 class Embedder(Protocol):
     """Makes prompt embeddings."""

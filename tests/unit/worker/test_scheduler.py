@@ -40,6 +40,9 @@ class Model:
         self.started = asyncio.Event()
         self.error: Exception | None = None
 
+    def arrange(self, features: torch.Tensor) -> torch.Tensor:
+        return features.flatten(0, 1)
+
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels[:, 0, 0, :1, None].expand(len(pixels), 2, HIDDEN)
 
