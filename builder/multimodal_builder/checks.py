@@ -100,14 +100,6 @@ VISUAL: Final[tuple[ConfigRule[ModelConfig], ...]] = (
         Reason.UNSUPPORTED_MODEL,
     ),
     ConfigRule(
-        "mm_cfg.vision_encoder.from_hf",
-        lambda c: c.mm_cfg.vision_encoder.from_hf,
-        lambda c: c.mm_cfg.vision_encoder.from_hf,
-        "only Hugging Face towers are read by this version",
-        "use a checkpoint with a Hugging Face CLIP tower",
-        Reason.UNSUPPORTED_MODEL,
-    ),
-    ConfigRule(
         "mm_cfg.vision_encoder.vision_select_feature",
         lambda c: c.mm_cfg.vision_encoder.vision_select_feature,
         lambda c: c.mm_cfg.vision_encoder.vision_select_feature in set(FeatureSelect),

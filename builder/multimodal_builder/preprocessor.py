@@ -42,7 +42,10 @@ takes (VILA); with the picture's proportions kept (NeMo's `process_image`)."""
 _KEPT_EDGE: Final = 224
 """NeMo's shortest edge for `keep`, whatever the tower; the other edge is twice that at most."""
 _BICUBIC: Final = 3
-"""What Pillow resizes with when it is not told, as VILA does not tell it."""
+"""What Pillow resizes with when it is not told, as VILA does not tell it; NeMo's `image_transform` tells it."""
+_CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
+"""OpenAI's."""
 
 
 def read_preprocessing(folder: HuggingFaceFolder, tower: TowerConfig, aspect: str) -> ImagePreprocessing:
@@ -113,6 +116,29 @@ def _before(plain: ImagePreprocessing, tower: TowerConfig, aspect: str) -> dict[
             raise config_error(
                 at, f"{aspect!r} is not implemented", f"use a checkpoint with one of: {', '.join(ASPECTS)}"
             )
+
+
+def nemo_preprocessing(tower: TowerConfig, aspect: str) -> ImagePreprocessing:
+    """Give what NeMo does for a tower of its own: `image_transform` for evaluation, which is torchvision's arithmetic.
+
+    Raises:
+        ProductError: NeMo's `process_image` takes nothing but `square` for such a tower.
+    """
+    if aspect != "square":
+        raise config_error(
+            f"{MODEL_CONFIG}: data.image_aspect_ratio",
+            f"is {aspect!r}, but a tower of NeMo's own takes 'square' alone",
+            "correct it: NeMo could not have trained this",
+        )
+    return ImagePreprocessing(
+        resize=FrameResize.SHORTEST_EDGE_CROP_ROUNDED,
+        shortest_edge=tower.image_size,
+        image_size=tower.image_size,
+        resample=_BICUBIC,
+        rescale=1 / 255,
+        mean=_CLIP_MEAN,
+        std=_CLIP_STD,
+    )
 
 
 def canonical_preprocessor(tower: TowerConfig, how: ImagePreprocessing) -> dict[str, Any]:

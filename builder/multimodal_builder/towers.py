@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.huggingface import find_folder
-from multimodal_builder.mappings import vit
+from multimodal_builder.mappings import nemo_clip, vit
 from multimodal_builder.mappings.base import Mapped, Rule, interpret
-from multimodal_builder.preprocessor import canonical_preprocessor, read_preprocessing
+from multimodal_builder.nemo_clip import clip_config, open_clip
+from multimodal_builder.preprocessor import canonical_preprocessor, nemo_preprocessing, read_preprocessing
 from multimodal_builder.tower_config import TowerConfig, read_tower_config
 
 if TYPE_CHECKING:
@@ -16,13 +18,23 @@ if TYPE_CHECKING:
 
     from multimodal_builder.checkpoints.checkpoint import Checkpoint
     from multimodal_builder.checkpoints.config import ModelConfig
-    from multimodal_builder.checkpoints.huggingface import HuggingFaceFolder
     from multimodal_builder.checkpoints.tensors import TensorInfo, TensorSource
     from multimodal_builder.mappings.base import Shape
+    from multimodal_builder.tower_config import ClipConfig
     from multimodal_recipes.recipe import ImagePreprocessing
 
-ARCHIVE_PREFIX = "model.embedding.word_embeddings.vision_encoder."
+ARCHIVE_PREFIX: Final = "model.embedding.word_embeddings.vision_encoder."
 """In front of a trained tower's names in the checkpoint."""
+
+
+_KEY: Final = "mm_cfg.vision_encoder.from_pretrained"
+
+
+class Closable(Protocol):
+    """What holds files open."""
+
+    def close(self) -> None:
+        """Close them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +50,8 @@ class Tower:
     rules: tuple[Rule, ...]
     trained: bool
     """Whether it was trained, and so lies in the checkpoint."""
-    folder: HuggingFaceFolder
+    files: Closable
+    """What was opened for the tower alone."""
 
     @property
     def hidden_size(self) -> int:
@@ -74,22 +87,66 @@ class Tower:
 
     def close(self) -> None:
         """Close the files that were opened for the tower alone."""
-        self.folder.close()
+        self.files.close()
 
 
 def find_tower(checkpoint: Checkpoint[ModelConfig]) -> Tower:
-    """Find a checkpoint's tower: its files in a folder, its weights in the checkpoint when they are there.
+    """Find a checkpoint's tower: its files where the configuration says, its weights in the checkpoint if trained.
 
     Raises:
-        ProductError: there is no folder, or it is no tower's.
+        ProductError: there are no files, or they are no tower's.
     """
-    vision = checkpoint.config.mm_cfg.vision_encoder
-    folder = find_folder(vision.from_pretrained, checkpoint.path, key="mm_cfg.vision_encoder.from_pretrained")
+    return _hugging_face(checkpoint) if checkpoint.config.mm_cfg.vision_encoder.from_hf else _nemo(checkpoint)
+
+
+def _hugging_face(checkpoint: Checkpoint[ModelConfig]) -> Tower:
+    folder = find_folder(checkpoint.config.mm_cfg.vision_encoder.from_pretrained, checkpoint.path, key=_KEY)
     config = read_tower_config(folder)
     preprocessing = read_preprocessing(folder, config, checkpoint.config.data.image_aspect_ratio)
-    stored = checkpoint.tensors.infos().items()
-    trained = {name: info for name, info in stored if name.startswith(ARCHIVE_PREFIX)}
+    trained = _trained(checkpoint)
     source = checkpoint.tensors if trained else folder.tensors()
     infos = trained or source.infos()
     rules = vit.rules(config, infos, before=ARCHIVE_PREFIX if trained else "")
     return Tower(config, preprocessing, source, infos, rules, bool(trained), folder)
+
+
+def _nemo(checkpoint: Checkpoint[ModelConfig]) -> Tower:
+    """Find a `MegatronCLIPModel`, whose archive has the configuration even where the weights are in the checkpoint."""
+    mm_cfg = checkpoint.config.mm_cfg
+    clip = open_clip(mm_cfg.vision_encoder.from_pretrained, checkpoint.path, key=_KEY)
+    config = clip_config(clip.config.vision, at=clip.config_at)
+    _check_nemo(checkpoint, config)
+    trained = _trained(checkpoint)
+    before = ARCHIVE_PREFIX if trained else nemo_clip.ARCHIVE_PREFIX
+    base = checkpoint.tensors if trained else clip.tensors
+    source = nemo_clip.FoldedSource(base, trained or base.infos(), before=before, class_tokens=config.class_tokens)
+    rules = nemo_clip.nemo1_rules(config, before=before, legacy=clip.config.vision.megatron_legacy)
+    preprocessing = nemo_preprocessing(config, checkpoint.config.data.image_aspect_ratio)
+    return Tower(config, preprocessing, source, source.infos(), rules, bool(trained), clip)
+
+
+def _check_nemo(checkpoint: Checkpoint[ModelConfig], config: ClipConfig) -> None:
+    """Require what holds for towers of NeMo's own alone.
+
+    Raises:
+        ProductError: pictures of another size, or a layer that NeMo gives in another form than transformers.
+    """
+    mm_cfg = checkpoint.config.mm_cfg
+    at = f"{checkpoint.config_at}: mm_cfg"
+    if mm_cfg.crop_size != (config.image_size, config.image_size):
+        raise config_error(
+            f"{at}.crop_size",
+            f"pictures of {mm_cfg.crop_size} pixels for a tower that takes {config.image_size}",
+            "use a checkpoint whose pictures were not scaled to other positions",
+        )
+    layer = mm_cfg.vision_encoder.vision_select_layer
+    if layer >= 0:
+        raise config_error(
+            f"{at}.vision_encoder.vision_select_layer",
+            f"is {layer}, for which NeMo's own CLIP gives its last layer behind the last norm",
+            "use a checkpoint that was trained with a layer counted from the end, as -2",
+        )
+
+
+def _trained(checkpoint: Checkpoint[ModelConfig]) -> dict[str, TensorInfo]:
+    return {name: info for name, info in checkpoint.tensors.infos().items() if name.startswith(ARCHIVE_PREFIX)}

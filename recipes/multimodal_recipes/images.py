@@ -146,8 +146,13 @@ def _square(frame: NDArray[np.uint8], how: ImagePreprocessing, *, at: str) -> ND
         _check_kept(new_height, new_width, how, at=at)
         return _resize(frame, new_height, new_width, how.resample)[: how.image_size, : how.image_size]
     resized = _resize(frame, new_height, new_width, how.resample)
-    top, left = (new_height - how.image_size) // 2, (new_width - how.image_size) // 2
+    top, left = (_margin(edge - how.image_size, how.resize) for edge in (new_height, new_width))
     return resized[top : top + how.image_size, left : left + how.image_size]
+
+
+def _margin(spare: int, how: FrameResize) -> int:
+    """Give the pixels that a centre crop leaves out in front, of all that it leaves out."""
+    return round(spare / 2) if how is FrameResize.SHORTEST_EDGE_CROP_ROUNDED else spare // 2
 
 
 def _check_kept(height: int, width: int, how: ImagePreprocessing, *, at: str) -> None:

@@ -67,7 +67,9 @@ class FrameResize(StrEnum):
     """How a picture becomes a square of `image_size`."""
 
     SHORTEST_EDGE_CROP = "shortest-edge-crop"
-    """CLIP: shortest edge to `shortest_edge`, then centre crop to `image_size`."""
+    """CLIP: shortest edge to `shortest_edge`, then centre crop to `image_size`, its margins in front rounded down."""
+    SHORTEST_EDGE_CROP_ROUNDED = "shortest-edge-crop-rounded"
+    """NeMo's own CLIP: the same, but half a pixel is rounded to the even number, as in torchvision."""
     SQUASH = "squash"
     """SigLIP: both edges to `image_size`, aspect ratio not kept."""
     PAD = "pad"

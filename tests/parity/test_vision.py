@@ -5,7 +5,7 @@ The archives are the tiny NeVA's, projector and tower replaced; torch reads and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -284,3 +284,74 @@ def test_what_llava_has_no_place_for_is_refused(tmp_path: Path, name: str, capsy
     assert main(["convert", str(path), str(tmp_path / "out"), "--layout", "llava"]) == ExitCode.REFUSED
     assert f"projector {case.projector}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+NEMO_CASES = {
+    "one behind the other": (Case(CLIP, "mlp_downsample", rows=9), True),
+    "head by head": (Case(CLIP, layer=-1), False),
+    "one behind the other, trained": (Case(CLIP, trained=True), True),
+    "head by head, trained, embedding": (Case(CLIP, "linear", layer=-4, trained=True), False),
+}
+
+
+def write_nemo(folder: Path, case: Case, tower: CLIPVisionModel, state: dict[str, Tensor], *, legacy: bool) -> Path:
+    """A NeVA around NeMo's own CLIP."""
+    archive = Archive.read(write(folder, replace(case, trained=False), tower, state))
+    archive.set_config("mm_cfg.vision_encoder.from_hf", value=False)
+    archive.set_config("mm_cfg.vision_encoder.from_pretrained", "/training/machine/clip.nemo")
+    archive.set_config("mm_cfg.crop_size", [case.image_size, case.image_size])
+    clip = towers.nemo_clip_archive(tower, legacy=legacy)
+    if case.trained:
+        trained = towers.nemo_clip_state(tower, legacy=legacy)
+        weights = state_of(archive) | {nemo_writer.TOWER + name: tensor for name, tensor in trained.items()}
+        archive.members[CKPT] = saved(weights)
+        clip.members[CKPT] = saved({})
+    clip.write(folder, "clip.nemo")
+    return archive.write(folder)
+
+
+@pytest.mark.parametrize(("case", "legacy"), NEMO_CASES.values(), ids=NEMO_CASES.keys())
+def test_nemos_own_clip_is_transformers(tmp_path: Path, case: Case, *, legacy: bool) -> None:
+    tower, state = towers.make_clip(case.image_size), projector_state(case.projector)
+    recipe = convert(write_nemo(tmp_path, case, tower, state, legacy=legacy), tmp_path / "out")
+    pixels = pixels_for(case)
+    found = encode(tmp_path / "out", recipe, pixels)
+    assert found.shape == (2, case.rows, HIDDEN)
+    assert difference(found, reference(case, tower, state, pixels)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_the_other_order_of_queries_keys_and_values_is_seen(tmp_path: Path, *, legacy: bool) -> None:
+    case, _ = NEMO_CASES["head by head"]
+    tower, state = towers.make_clip(case.image_size), projector_state(case.projector)
+    path = write_nemo(tmp_path, case, tower, state, legacy=legacy)
+    towers.nemo_clip_archive(tower, legacy=legacy, megatron_legacy=not legacy).write(tmp_path, "clip.nemo")
+    recipe = convert(path, tmp_path / "out")
+    pixels = pixels_for(case)
+    assert difference(encode(tmp_path / "out", recipe, pixels), reference(case, tower, state, pixels)) > WRONG
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"class_token_length": 8}, "vision.class_token_length is 8, not 1"),
+        ({"class_token_length": None}, "vision.class_token_length is None, not 1"),
+        ({"preprocess_layernorm": False}, "vision.preprocess_layernorm is False, not True"),
+        ({"normalization": "layernorm1p"}, "'layernorm1p', not 'layernorm'"),
+        ({"activation": "swiglu", "layerscale": True}, "vision.layerscale is True"),
+        ({"kv_channels": 32}, "vision.kv_channels is 32"),
+        ({"num_layers": 2}, "which the model does not have"),
+        ({"num_layers": 4}, "missing: vision_model.encoder.layers.3."),
+        ({"img_h": 56, "img_w": 56}, "mm_cfg.crop_size"),
+        ({"num_layers": None}, "vision.num_layers"),
+    ],
+)
+def test_a_clip_of_nemo_that_transformers_cannot_hold_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], says: str
+) -> None:
+    case, legacy = NEMO_CASES["head by head"]
+    tower = towers.make_clip(case.image_size)
+    path = write_nemo(tmp_path, case, tower, projector_state(case.projector), legacy=legacy)
+    towers.nemo_clip_archive(tower, legacy=legacy, **changes).write(tmp_path, "clip.nemo")
+    assert main(["convert", str(path), str(tmp_path / "out")]) == ExitCode.REFUSED
+    assert says in " ".join(capsys.readouterr().err.split())

@@ -6,6 +6,7 @@ import shutil
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import (
     CLIPConfig,
@@ -21,6 +22,9 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+
+from support.archives import CKPT, CONFIG, Archive
+from support.states import saved
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,3 +117,75 @@ def _shaken(tower: Any) -> Any:
         noise = torch.randn(parameter.shape, generator=generator) * 0.2
         parameter.data = (parameter.data + noise).bfloat16().float()
     return tower.float().eval()
+
+
+def nemo_clip_state(tower: CLIPVisionModel, *, legacy: bool) -> dict[str, Tensor]:
+    """The tensors of NeMo 1's `VitBackbone`, behind `vision_encoder.`, from a tower of transformers.
+
+    As NeMo's `convert_external_clip_to_nemo.py` writes them; the bias of the patches, which that script leaves 0 and
+    training does not, is made up, and taken off the positions.
+
+    Args:
+        tower: The weights.
+        legacy: `megatron_legacy`: queries, keys and values lie one behind the other, and not head by head.
+    """
+    theirs = tower.state_dict()
+    heads = tower.config.num_attention_heads
+    bias = torch.randn(WIDTH, generator=torch.Generator().manual_seed(3))
+    positions = theirs["embeddings.position_embedding.weight"].clone()
+    positions[1:] -= bias
+    state = {
+        "cls_token": theirs["embeddings.class_embedding"].reshape(1, 1, -1),
+        # Pixels row by row, the three colours of one behind the other.
+        "linear_encoder.weight": theirs["embeddings.patch_embedding.weight"].permute(0, 2, 3, 1).flatten(1),
+        "linear_encoder.bias": bias,
+        "position_embeddings": positions,
+    }
+    modules = {"preprocess_layernorm": "pre_layrnorm", "transformer.final_layernorm": "post_layernorm"}
+    for layer in range(tower.config.num_hidden_layers):
+        block, encoder = f"transformer.layers.{layer}", f"encoder.layers.{layer}"
+        modules |= {
+            f"{block}.input_layernorm": f"{encoder}.layer_norm1",
+            f"{block}.self_attention.dense": f"{encoder}.self_attn.out_proj",
+            f"{block}.post_attention_layernorm": f"{encoder}.layer_norm2",
+            f"{block}.mlp.dense_h_to_4h": f"{encoder}.mlp.fc1",
+            f"{block}.mlp.dense_4h_to_h": f"{encoder}.mlp.fc2",
+        }
+        for kind in ("weight", "bias"):
+            three = torch.stack([theirs[f"{encoder}.self_attn.{name}_proj.{kind}"] for name in "qkv"])
+            by_head = three.unflatten(1, (heads, -1)).transpose(0, 1)
+            fused = three.flatten(0, 1) if legacy else by_head.flatten(0, 2)
+            state[f"{block}.self_attention.query_key_value.{kind}"] = fused
+    for name, source in modules.items():
+        state |= {f"{name}.{kind}": theirs[f"{source}.{kind}"] for kind in ("weight", "bias")}
+    return {f"backbone.{name}": tensor.contiguous() for name, tensor in state.items()}
+
+
+def nemo_clip_archive(tower: CLIPVisionModel, *, legacy: bool, **changes: object) -> Archive:
+    """The `.nemo` of a `MegatronCLIPModel` around a tower; `changes` are made in its section `vision`."""
+    config = tower.config
+    vision = {
+        "img_h": config.image_size,
+        "img_w": config.image_size,
+        "patch_dim": PATCH,
+        "class_token_length": 1,
+        "preprocess_layernorm": True,
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": WIDTH,
+        "ffn_hidden_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "kv_channels": None,
+        "normalization": "layernorm",
+        "layernorm_epsilon": config.layer_norm_eps,
+        "activation": "approx-gelu",
+        "megatron_legacy": legacy,
+        "output_dim": "${model.output_dim}",
+    }
+    state = {f"model.vision_encoder.{name}": value for name, value in nemo_clip_state(tower, legacy=legacy).items()}
+    state |= {
+        "model.vision_encoder.head.weight": torch.zeros(8, WIDTH),
+        "model.text_encoder.language_model.embedding.position_embeddings": torch.zeros(8, 16),
+        "model.logit_scale": torch.zeros(()),
+    }
+    document = {"output_dim": 8, "vision": vision | changes, "text": {}}
+    return Archive({CONFIG: yaml.safe_dump(document).encode(), CKPT: saved(state)})

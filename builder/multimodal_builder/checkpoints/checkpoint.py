@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from pydantic import BaseModel
+
 from multimodal_api.base import Model
 from multimodal_builder.checkpoints.config import LanguageConfig, ModelConfig, config_error
 from multimodal_builder.checkpoints.members import clean_name
@@ -21,7 +23,7 @@ ARTIFACT: Final = "nemo:"
 """Prefix of configuration values that name a member."""
 _ARTIFACT_LIMIT: Final = 64 * 2**20
 
-_Config_co = TypeVar("_Config_co", bound=LanguageConfig, covariant=True)
+_Config_co = TypeVar("_Config_co", bound=BaseModel, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)

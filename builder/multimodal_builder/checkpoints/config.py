@@ -67,6 +67,8 @@ class MultimodalSection(_Section):
     llm: LlmSection = LlmSection()
     vision_encoder: VisionSection
     mm_mlp_adapter_type: str = "linear"
+    crop_size: tuple[Count, Count] = (224, 224)
+    """[height, width] for a tower of NeMo's own: read from here, beside `vision_encoder`, by NeMo."""
     use_im_start_end: bool = False
     use_lita: bool = False
     lita: Annotated[LitaSection, BeforeValidator(lambda section: section or {})] = LitaSection()
@@ -206,7 +208,7 @@ class ModelConfig(LanguageConfig):
     data: DataSection = DataSection()
 
 
-ConfigT = TypeVar("ConfigT", bound=LanguageConfig)
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def read_config(member: Window, model: type[ConfigT]) -> ConfigT:

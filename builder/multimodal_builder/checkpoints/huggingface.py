@@ -142,18 +142,24 @@ class SafetensorsSource:
         return info, window.part(base + start, info.nbytes, at)
 
 
+def candidates(named: str, checkpoint: Path) -> tuple[Path, ...]:
+    """List the places that a configuration value may mean, on the volume that the checkpoint lies on.
+
+    The path (an absolute one as it is, a relative one from the checkpoint's folder), then its last part in the
+    checkpoint's folder: archives carry hub names, and paths of the machine that trained them.
+    """
+    beside = checkpoint.parent
+    return beside / named, beside / Path(named).name  # an absolute path stays what it is
+
+
 def find_folder(named: str, checkpoint: Path, *, key: str) -> HuggingFaceFolder:
     """Find the folder that a configuration value means, on the volume that the checkpoint lies on.
-
-    Tried in order: the path (an absolute one as it is, a relative one from the checkpoint's folder), then its last part
-    in the checkpoint's folder: archives carry hub names, and paths of the machine that trained them.
 
     Raises:
         ProductError: none of these is a model's folder.
     """
     beside = checkpoint.parent
-    candidates = (beside / named, beside / Path(named).name)  # an absolute path stays what it is
-    for candidate in candidates:
+    for candidate in candidates(named, checkpoint):
         if (candidate / CONFIG_NAME).is_file():
             return HuggingFaceFolder(candidate)
     raise not_found(

@@ -57,7 +57,8 @@ def open_checkpoint(path: Path, model: type[ConfigT]) -> Checkpoint[ConfigT]:
     members = _open_members(path)
     try:
         config = read_config(_open_config(members), model)
-        return Checkpoint(path, members, CONFIG_NAME, config, _open_tensors(members, config))
+        language = config if isinstance(config, LanguageConfig) else None
+        return Checkpoint(path, members, CONFIG_NAME, config, _open_tensors(members, language))
     except BaseException:
         members.close()
         raise
@@ -82,16 +83,17 @@ def _open_config(members: Members) -> Window:
     return members.open(CONFIG_NAME)
 
 
-def _open_tensors(members: Members, config: LanguageConfig) -> TensorSource:
+def _open_tensors(members: Members, config: LanguageConfig | None) -> TensorSource:
+    """Open the weights; without a language model's configuration, ranks cannot be merged."""
     return NamedSource(_open_stored(members, config), members.at)
 
 
-def _open_stored(members: Members, config: LanguageConfig) -> TensorSource:
+def _open_stored(members: Members, config: LanguageConfig | None) -> TensorSource:
     names = members.names()
     if any(name.startswith(f"{DISTRIBUTED_FOLDER}/") for name in names):
         return open_distributed(members, DISTRIBUTED_FOLDER)
     if CKPT_NAME in names:
         return CkptSource(members.open(CKPT_NAME))
-    if any(map(RANK_FILE.fullmatch, names)):
+    if config is not None and any(map(RANK_FILE.fullmatch, names)):
         return RankedSource(members, config)
     raise unreadable(members.at, f"no weights: neither {DISTRIBUTED_FOLDER}/ nor {CKPT_NAME} is in it", COPY_AGAIN)

@@ -1,0 +1,136 @@
+"""NeMo's own CLIP (`MegatronCLIPModel`): what its configuration says of the tower, and whether transformers has it."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from multimodal_api.errors import ProductError
+from multimodal_api.reasons import Reason
+from multimodal_builder.checkpoints.config import Count
+from multimodal_builder.checkpoints.errors import not_found
+from multimodal_builder.checkpoints.huggingface import candidates
+from multimodal_builder.checkpoints.nemo import open_checkpoint
+from multimodal_builder.tower_config import ClipConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from multimodal_builder.checkpoints.checkpoint import Checkpoint
+
+ACTIVATIONS: Final = {"gelu": "gelu", "approx-gelu": "quick_gelu"}
+"""transformers' names; NeMo's `approx-gelu` is x * sigmoid(1.702 x)."""
+TANH_GELU: Final = "gelu_pytorch_tanh"
+"""What `openai_gelu` makes of `gelu`, and Megatron's fused bias and activation too."""
+
+
+class ClipSection(BaseModel):
+    """`vision` of a CLIP's `model_config.yaml`; defaults are NeMo's."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    img_h: Count
+    img_w: Count
+    patch_dim: Count
+    num_channels: Count = 3
+    class_token_length: Annotated[int, Field(ge=0)] | None = None
+    """Absent or 0: none."""
+    preprocess_layernorm: bool = False
+    num_layers: Count
+    hidden_size: Count
+    ffn_hidden_size: Count
+    num_attention_heads: Count
+    kv_channels: Count | None = None
+    normalization: str = "layernorm"
+    layernorm_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    activation: str = "gelu"
+    openai_gelu: bool = False
+    bias_activation_fusion: bool = False
+    layerscale: bool = False
+    megatron_legacy: bool = False
+    """Whether the fused attention input has all queries, then all keys, then all values."""
+
+
+class ClipModelConfig(BaseModel):
+    """The configuration of a whole CLIP, as far as NeVA reads it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    vision: ClipSection
+
+
+class Requirement(NamedTuple):
+    """What one key must be, so that transformers' `CLIPVisionModel` can hold the tower."""
+
+    key: str
+    holds: Callable[[ClipSection], bool]
+    needs: str
+
+
+REQUIREMENTS: Final = (
+    Requirement("class_token_length", lambda c: c.class_token_length == 1, "1"),
+    Requirement("preprocess_layernorm", lambda c: c.preprocess_layernorm, "True"),
+    Requirement("img_w", lambda c: c.img_w == c.img_h, "that of img_h"),
+    Requirement("patch_dim", lambda c: c.img_h % c.patch_dim == 0, "a divisor of img_h"),
+    Requirement("kv_channels", lambda c: c.kv_channels in {None, c.hidden_size / c.num_attention_heads}, "null"),
+    Requirement("normalization", lambda c: c.normalization == "layernorm", "'layernorm'"),
+    Requirement("activation", lambda c: c.activation in ACTIVATIONS, " or ".join(map(repr, ACTIVATIONS))),
+    Requirement("layerscale", lambda c: not c.layerscale, "False"),
+)
+
+
+def clip_config(section: ClipSection, *, at: str) -> ClipConfig:
+    """Give the sizes as transformers has them.
+
+    Args:
+        section: NeMo's.
+        at: What to call its file in an error.
+
+    Raises:
+        ProductError: transformers' CLIP cannot hold such a tower; all keys are named.
+    """
+    broken = [requirement for requirement in REQUIREMENTS if not requirement.holds(section)]
+    if broken:
+        named = (f"vision.{key} is {attrgetter(key)(section)!r}, not {needs}" for key, _, needs in broken)
+        raise ProductError(
+            Reason.UNSUPPORTED_MODEL,
+            at=f"{at}: vision.{broken[0].key}",
+            problem=f"transformers' CLIPVisionModel cannot hold the tower: {'; '.join(named)}",
+            remedy="use a checkpoint with a Hugging Face tower",
+        )
+    tanh = section.activation == "gelu" and (section.openai_gelu or section.bias_activation_fusion)
+    return ClipConfig(
+        hidden_size=section.hidden_size,
+        intermediate_size=section.ffn_hidden_size,
+        num_hidden_layers=section.num_layers,
+        num_attention_heads=section.num_attention_heads,
+        num_channels=section.num_channels,
+        image_size=section.img_h,
+        patch_size=section.patch_dim,
+        hidden_act=TANH_GELU if tanh else ACTIVATIONS[section.activation],
+        layer_norm_eps=section.layernorm_epsilon,
+    )
+
+
+def open_clip(named: str, checkpoint: Path, *, key: str) -> Checkpoint[ClipModelConfig]:
+    """Open the archive of a CLIP that a NeVA configuration names.
+
+    Args:
+        named: The value.
+        checkpoint: NeVA's.
+        key: The configuration key, for errors.
+
+    Raises:
+        ProductError: there is none, or it is no readable CLIP.
+    """
+    for candidate in candidates(named, checkpoint):
+        if candidate.exists():
+            return open_checkpoint(candidate, ClipModelConfig)
+    raise not_found(
+        f"{checkpoint.name}: {key}",
+        f"{named!r} is no archive on the volume",
+        f"put the CLIP's archive beside the checkpoint, as {Path(named).name!r} in {str(checkpoint.parent)!r}",
+    )
