@@ -14,7 +14,7 @@ from multimodal_api.engine import Backend, Dtype, Quantization
 from multimodal_api.errors import Failure
 from multimodal_api.families import FAMILIES, IMPLEMENTED_FAMILIES, IMPLEMENTED_LLM_TYPES, Modality
 from multimodal_api.reasons import Reason
-from multimodal_api.resource import MonitorKind, Rollout
+from multimodal_api.resource import CheckpointSource, MonitorKind, Rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +82,57 @@ def _not_yet(at: str, holds: Callable[[Spec], bool], cel: str, problem: str, rem
     return Rule(at, holds, cel, f"{problem}, which this version does not implement yet", remedy, Reason.NOT_IMPLEMENTED)
 
 
+class _Source(NamedTuple):
+    """A field that says where a checkpoint lies."""
+
+    name: str
+    get: Callable[[Spec], CheckpointSource | None]
+
+    @property
+    def at(self) -> str:
+        return f"spec.model.{self.name}"
+
+    @property
+    def cel(self) -> str:
+        return f"self.model.{self.name}"
+
+    def names_one(self) -> Rule:
+        given = ", ".join(f"has({self.cel}.{kind})" for kind in CheckpointSource.model_fields)
+        return Rule(
+            self.at,
+            lambda s: (source := self.get(s)) is None or len(source.given()) == 1,
+            f"!has({self.cel}) || [{given}].filter(x, x).size() == 1",
+            "does not name exactly one source",
+            f"write one of {', '.join(CheckpointSource.model_fields)}",
+        )
+
+    def stays_inside(self) -> Rule:
+        return Rule(
+            f"{self.at}.pvc.path",
+            lambda s: (source := self.get(s)) is None or source.pvc is None or ".." not in source.pvc.path.split("/"),
+            f"!has({self.cel}) || !has({self.cel}.pvc) || !('..' in {self.cel}.pvc.path.split('/'))",
+            "has a '..' part",
+            "write the path from the volume's root",
+        )
+
+    def is_implemented(self) -> Rule:
+        return _not_yet(
+            self.at,
+            lambda s: (source := self.get(s)) is None or source.given() not in {("uri",), ("image",)},
+            f"!has({self.cel}) || has({self.cel}.pvc) || has({self.cel}.hf) || has({self.cel}.uri) == has({self.cel}.image)",
+            "comes from uri or image",
+            "name a Hugging Face repository in hf, or copy the checkpoint to a volume and name it in pvc",
+        )
+
+
+_SOURCES: Final = (
+    _Source("visualCheckpoint", lambda s: s.model.visual_checkpoint),
+    _Source("llmCheckpoint", lambda s: s.model.llm_checkpoint),
+    _Source("loraCheckpoint", lambda s: s.model.lora_checkpoint),
+)
+_SOURCE_RULES: Final = tuple(rule for source in _SOURCES for rule in (source.names_one(), source.stays_inside()))
+_SOURCES_TO_COME: Final = tuple(source.is_implemented() for source in _SOURCES)
+
 RULES: Final = (
     Rule(
         "spec.model.modality",
@@ -90,21 +141,7 @@ RULES: Final = (
         "'{model.modality}' contradicts model type '{model.type}'",
         "remove it: it follows from the type",
     ),
-    Rule(
-        "spec.model.visualCheckpoint",
-        lambda s: len(s.model.visual_checkpoint.given()) == 1,
-        "[has(self.model.visualCheckpoint.pvc), has(self.model.visualCheckpoint.hf),"
-        " has(self.model.visualCheckpoint.uri), has(self.model.visualCheckpoint.image)].filter(x, x).size() == 1",
-        "does not name exactly one source",
-        "write one of pvc, hf, uri and image",
-    ),
-    Rule(
-        "spec.model.visualCheckpoint.pvc.path",
-        lambda s: s.model.visual_checkpoint.pvc is None or ".." not in s.model.visual_checkpoint.pvc.path.split("/"),
-        "!has(self.model.visualCheckpoint.pvc) || !('..' in self.model.visualCheckpoint.pvc.path.split('/'))",
-        "has a '..' part",
-        "write the path from the volume's root",
-    ),
+    *_SOURCE_RULES,
     Rule(
         "spec.limits.maxMultimodalLen",
         lambda s: s.limits.max_multimodal_len <= s.limits.max_input_len,
@@ -181,28 +218,7 @@ RULES: Final = (
         "'{model.llmType}' is a language-model type",
         f"this version serves {', '.join(IMPLEMENTED_LLM_TYPES)}",
     ),
-    _not_yet(
-        "spec.model.visualCheckpoint",
-        lambda s: s.model.visual_checkpoint.given() in {(), ("pvc",)} or len(s.model.visual_checkpoint.given()) > 1,
-        "!(has(self.model.visualCheckpoint.hf) || has(self.model.visualCheckpoint.uri)"
-        " || has(self.model.visualCheckpoint.image)) || has(self.model.visualCheckpoint.pvc)",
-        "comes from hf, uri or image",
-        "copy the checkpoint to a volume and name it in pvc",
-    ),
-    _not_yet(
-        "spec.model.llmCheckpoint",
-        lambda s: s.model.llm_checkpoint is None,
-        "!has(self.model.llmCheckpoint)",
-        "names a checkpoint of its own",
-        "remove it and use a visual checkpoint that holds the language model",
-    ),
-    _not_yet(
-        "spec.model.loraCheckpoint",
-        lambda s: s.model.lora_checkpoint is None,
-        "!has(self.model.loraCheckpoint)",
-        "names an adapter",
-        "remove it and merge the adapter beforehand",
-    ),
+    *_SOURCES_TO_COME,
     _not_yet(
         "spec.serving.rollout",
         lambda s: s.serving.rollout is not Rollout.BLUE_GREEN,
