@@ -119,7 +119,8 @@ class _Source(NamedTuple):
         return _not_yet(
             self.at,
             lambda s: (source := self.get(s)) is None or source.given() not in {("uri",), ("image",)},
-            f"!has({self.cel}) || has({self.cel}.pvc) || has({self.cel}.hf) || has({self.cel}.uri) == has({self.cel}.image)",
+            f"!has({self.cel}) || has({self.cel}.pvc) || has({self.cel}.hf)"
+            f" || has({self.cel}.uri) == has({self.cel}.image)",
             "comes from uri or image",
             "name a Hugging Face repository in hf, or copy the checkpoint to a volume and name it in pvc",
         )

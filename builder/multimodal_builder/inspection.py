@@ -18,6 +18,7 @@ from multimodal_recipes.layout import lay_out
 
 if TYPE_CHECKING:
     from multimodal_api.engine import TokenLimits
+    from multimodal_builder.checkpoints.hub import Hub
     from multimodal_recipes.recipe import VisionRecipe
 
 BYTES: Final = {Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2, Dtype.FLOAT32: 4}
@@ -63,7 +64,13 @@ class Inspection(Model):
 
 
 def inspect(
-    paths: CheckpointPaths, *, family: Family, llm_type: LlmType, dtype: Dtype, limits: TokenLimits | None
+    paths: CheckpointPaths,
+    *,
+    family: Family,
+    llm_type: LlmType,
+    dtype: Dtype,
+    limits: TokenLimits | None,
+    hub: Hub | None = None,
 ) -> tuple[Inspection, Plan | None, ExitStack]:
     """Read the headers of a model's checkpoints.
 
@@ -73,13 +80,14 @@ def inspect(
         llm_type: Wanted.
         dtype: Of the weights in memory.
         limits: To check, and for the memory of the cache.
+        hub: Has the models that a checkpoint names and that are not beside it.
 
     Returns:
         The report; the plan, when there are no problems; and what closes the checkpoints that the plan reads.
     """
     opened = ExitStack()
     try:
-        sources = open_sources(paths, opened)
+        sources = open_sources(paths, opened, hub)
     except ProductError as error:
         return _report(paths, family, llm_type, [error.failure]), None, opened
     plan, problems = make_plan(sources, family, llm_type)

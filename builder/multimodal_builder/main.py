@@ -10,6 +10,7 @@ import signal
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from pydantic import TypeAdapter
@@ -29,8 +30,9 @@ from multimodal_api.families import Family, LlmType
 from multimodal_api.logs import FIELDS, configure
 from multimodal_api.reasons import Reason
 from multimodal_builder.canonical import write_canonical
-from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
-from multimodal_builder.inspection import inspect
+from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, parse_location
+from multimodal_builder.checkpoints.hub import Hub
+from multimodal_builder.inspection import Inspection, inspect
 from multimodal_builder.llava import write_llava
 from multimodal_builder.progress import Tracker, serve_progress
 from multimodal_builder.stages import BuildRequest, run_build
@@ -41,9 +43,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
+    from multimodal_builder.plan import Plan
+
 log = logging.getLogger(__name__)
 
 PROGRAM: Final = "multimodal-builder"
+LOCATION: Final = "a path, or hf:OWNER/NAME[@REVISION]"
 
 RETRIED: Final = frozenset({
     *(Reason.BUILD_FAILED, Reason.DISK_FULL, Reason.DEADLINE_EXCEEDED, Reason.OUT_OF_MEMORY),
@@ -63,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; give its exit code."""
     arguments = _parser().parse_args(argv)
     configure(PROGRAM)
-    code: ExitCode = arguments.run(arguments)
+    try:
+        code: ExitCode = arguments.run(arguments)
+    except ProductError as error:
+        print(error, file=sys.stderr)
+        code = ExitCode.REFUSED
     return int(code)
 
 
@@ -85,9 +94,9 @@ def _parser() -> argparse.ArgumentParser:
 
     building = commands.add_parser("build", help="make an engine in a store, as the build Job does")
     building.add_argument("--inputs", type=BuildInputs.model_validate_json, required=True, help="BuildInputs as JSON")
-    building.add_argument("--visual-checkpoint", type=Path, required=True)
-    building.add_argument("--llm-checkpoint", type=Path)
-    building.add_argument("--lora-checkpoint", type=Path)
+    building.add_argument("--visual-checkpoint", type=parse_location, required=True, help=LOCATION)
+    building.add_argument("--llm-checkpoint", type=parse_location)
+    building.add_argument("--lora-checkpoint", type=parse_location)
     building.add_argument("--store", type=Path, required=True)
     building.add_argument("--key", type=TypeAdapter(EngineKey).validate_python, required=True)
     building.add_argument("--stop-after", choices=[Stage.INSPECT.value], help="only look at the checkpoint")
@@ -100,22 +109,34 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help=".nemo archive, or the folder of an unpacked one")
-    parser.add_argument("--llm", type=Path, metavar="CHECKPOINT", help="of the language model; default: the first one")
-    parser.add_argument("--lora", type=Path, metavar="CHECKPOINT", help="of an adapter to merge into it")
+    parser.add_argument("checkpoint", type=parse_location, help=f"archive or folder: {LOCATION}")
+    parser.add_argument(
+        "--llm", type=parse_location, metavar="CHECKPOINT", help="of the language model; default: the first one"
+    )
+    parser.add_argument("--lora", type=parse_location, metavar="CHECKPOINT", help="of an adapter to merge into it")
     parser.add_argument("--type", type=Family, choices=list(Family), default=Family.NEVA)
     parser.add_argument("--llm-type", type=LlmType, choices=list(LlmType), default=LlmType.LLAMA)
 
 
-def _paths(arguments: argparse.Namespace) -> CheckpointPaths:
-    return CheckpointPaths(visual=arguments.checkpoint, llm=arguments.llm, lora=arguments.lora)
+def _look(arguments: argparse.Namespace, around: ExitStack) -> tuple[Inspection, Plan | None]:
+    """Inspect the checkpoints that the command line names; what is fetched for that lives as long as `around`."""
+    hub = Hub(Path(around.enter_context(TemporaryDirectory(prefix=f"{PROGRAM}-"))))
+    locations = CheckpointLocations(visual=arguments.checkpoint, llm=arguments.llm, lora=arguments.lora)
+    inspection, plan, opened = inspect(
+        locations.fetch(hub),
+        family=arguments.type,
+        llm_type=arguments.llm_type,
+        dtype=Dtype.BFLOAT16,
+        limits=None,
+        hub=hub,
+    )
+    around.enter_context(opened)
+    return inspection, plan
 
 
 def _inspect(arguments: argparse.Namespace) -> ExitCode:
-    inspection, _, opened = inspect(
-        _paths(arguments), family=arguments.type, llm_type=arguments.llm_type, dtype=Dtype.BFLOAT16, limits=None
-    )
-    opened.close()
+    with ExitStack() as around:
+        inspection, _ = _look(arguments, around)
     if arguments.json:
         print(inspection.model_dump_json(by_alias=True, exclude_none=True, indent=2))
     else:
@@ -125,10 +146,8 @@ def _inspect(arguments: argparse.Namespace) -> ExitCode:
 
 def _convert(arguments: argparse.Namespace) -> ExitCode:
     out: Path = arguments.out
-    inspection, plan, opened = inspect(
-        _paths(arguments), family=arguments.type, llm_type=arguments.llm_type, dtype=Dtype.BFLOAT16, limits=None
-    )
-    with opened:
+    with ExitStack() as around:
+        inspection, plan = _look(arguments, around)
         if plan is None:
             print(as_table(inspection), file=sys.stderr)
             return ExitCode.REFUSED
@@ -155,7 +174,7 @@ def _build(arguments: argparse.Namespace) -> ExitCode:
     request = BuildRequest(
         inputs=arguments.inputs,
         key=arguments.key,
-        checkpoints=CheckpointPaths(
+        checkpoints=CheckpointLocations(
             visual=arguments.visual_checkpoint, llm=arguments.llm_checkpoint, lora=arguments.lora_checkpoint
         ),
         stop_after_inspect=arguments.stop_after is not None,

@@ -70,7 +70,7 @@ def make_plan(sources: Sources, family: Family, llm_type: LlmType) -> tuple[Plan
     problems = list(checks.check_config(sources, family, llm_type))
     sources = _attempt(lambda: _merged(sources), problems) or sources
     tokenizer = None if problems else _attempt(lambda: _tokenizer(sources, family), problems)
-    tower = _attempt(lambda: find_tower(sources.visual), problems)
+    tower = _attempt(lambda: find_tower(sources.visual, sources.hub), problems)
     if tower is not None:
         problems += checks.check_tower(sources.visual.config, tower.config)
     if tokenizer is None or tower is None:

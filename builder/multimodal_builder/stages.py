@@ -18,14 +18,15 @@ from multimodal_api.logs import FIELDS
 from multimodal_api.reasons import Reason
 from multimodal_builder.backends.registry import BACKENDS
 from multimodal_builder.canonical import write_canonical
+from multimodal_builder.checkpoints.checkpoint import HubReference
+from multimodal_builder.checkpoints.hub import Hub
 from multimodal_builder.files import FileLog, sync_tree
 from multimodal_builder.inspection import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
-    from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
+    from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, Location
     from multimodal_builder.plan import Plan
     from multimodal_builder.progress import Tracker
     from multimodal_builder.store import Store
@@ -47,7 +48,7 @@ class BuildRequest:
 
     inputs: BuildInputs
     key: EngineKey
-    checkpoints: CheckpointPaths
+    checkpoints: CheckpointLocations
     stop_after_inspect: bool
     expect_engine: bool
     keep: tuple[EngineKey, ...] | None
@@ -107,7 +108,7 @@ class Attempt:
     def inspect(self) -> None:
         """Read headers and decide the conversion."""
         if self.work.finished(Stage.CONVERT, ConvertResult) is None:
-            self.plan = make_plan(self.request, self.opened)
+            self.plan = make_plan(self.request, self.store, self.opened)
 
     def convert(self) -> None:
         """Write the canonical model."""
@@ -202,19 +203,20 @@ def run_build(request: BuildRequest, store: Store, tracker: Tracker) -> BuildRep
 
 
 def _look(request: BuildRequest, store: Store, tracker: Tracker) -> BuildReport:
-    """Write nothing: find the engine, or check the checkpoints that it would be built from."""
+    """Find the engine, or check the checkpoints that it would be built from; what was fetched stays for the build."""
     if (found := _find(request, store)) is not None:
         return _report(request, tracker, Outcome.FOUND, found)
     with ExitStack() as opened, tracker.during(Stage.INSPECT):
-        make_plan(request, opened)
+        make_plan(request, store, opened)
     return _report(request, tracker, Outcome.INSPECTED)
 
 
-def make_plan(request: BuildRequest, opened: ExitStack) -> Plan:
-    """Check everything that headers and configurations can tell.
+def make_plan(request: BuildRequest, store: Store, opened: ExitStack) -> Plan:
+    """Fetch what does not lie on a volume, and check everything that headers and configurations can tell.
 
     Args:
         request: What is wanted.
+        store: Takes what is fetched.
         opened: Keeps the checkpoints open.
 
     Raises:
@@ -222,8 +224,14 @@ def make_plan(request: BuildRequest, opened: ExitStack) -> Plan:
     """
     BACKENDS[request.inputs.backend].check(request.inputs)
     inputs = request.inputs
+    hub = Hub(store.downloads(request.key))
     inspection, plan, checkpoints = inspect(
-        request.checkpoints, family=inputs.family, llm_type=inputs.llm_type, dtype=inputs.dtype, limits=inputs.limits
+        request.checkpoints.fetch(hub),
+        family=inputs.family,
+        llm_type=inputs.llm_type,
+        dtype=inputs.dtype,
+        limits=inputs.limits,
+        hub=hub,
     )
     opened.enter_context(checkpoints)
     log.info("inspected", extra={FIELDS: {"inspection": inspection.model_dump(mode="json", exclude_none=True)}})
@@ -260,7 +268,9 @@ def _identity(request: BuildRequest) -> Identity:
     )
 
 
-def _file_identity(path: Path) -> FileIdentity:
+def _file_identity(path: Location) -> FileIdentity:
+    if isinstance(path, HubReference):  # what was fetched for a build stays what it is until the build has ended
+        return FileIdentity(path=str(path), size=0, modified_ns=0)
     try:
         found = [file.lstat() for file in (path, *path.rglob("*"))]
     except OSError:  # the inspection finds the words for it

@@ -2,6 +2,7 @@
 
 <key>/manifest.json, <key>/model/…     an engine; it appears by one rename and is never changed
 .partial/<key>/                        a build in progress, with one marker per finished stage
+.hub/<key>/                             what that build fetches from the Hugging Face Hub
 .locks/<key>                           held by the build of that key
 """
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 PARTIAL: Final = ".partial"
 LOCKS: Final = ".locks"
+HUB: Final = ".hub"
 LOCK_SECONDS: Final = 120.0
 """How long to wait for a build of the same key that is ending."""
 _POLL_SECONDS: Final = 0.1
@@ -108,9 +110,14 @@ class Store:
         work.engine.rename(target)
         sync_folder(self.root)
 
+    def downloads(self, key: EngineKey) -> Path:
+        """Give the folder for what the build of a key fetches; it outlives an attempt and ends with the work."""
+        return self.root / HUB / key
+
     def discard_work(self, key: EngineKey) -> None:
         """Remove the work in progress of a key."""
-        shutil.rmtree(self.root / PARTIAL / key, ignore_errors=True)
+        for area in (PARTIAL, HUB):
+            shutil.rmtree(self.root / area / key, ignore_errors=True)
 
     def prune(self, keep: Collection[EngineKey]) -> list[EngineKey]:
         """Remove all engines but these, and the work in progress that nobody does; give the keys of the engines."""
@@ -125,8 +132,7 @@ class Store:
         return removed
 
     def _remove_abandoned(self, keep: Collection[EngineKey]) -> None:
-        partial = self.root / PARTIAL
-        for folder in sorted(partial.iterdir()) if partial.is_dir() else ():
+        for folder in sorted(folder for area in (PARTIAL, HUB) for folder in (self.root / area).glob("*")):
             lock = self.root / LOCKS / folder.name
             if folder.name in keep or not _KEY.fullmatch(folder.name):
                 continue

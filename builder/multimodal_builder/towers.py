@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from multimodal_builder.checkpoints.checkpoint import Checkpoint
     from multimodal_builder.checkpoints.config import ModelConfig
+    from multimodal_builder.checkpoints.hub import Hub
     from multimodal_builder.checkpoints.tensors import TensorInfo, TensorSource
     from multimodal_builder.mappings.base import Shape
     from multimodal_builder.tower_config import ClipConfig
@@ -90,17 +91,17 @@ class Tower:
         self.files.close()
 
 
-def find_tower(checkpoint: Checkpoint[ModelConfig]) -> Tower:
+def find_tower(checkpoint: Checkpoint[ModelConfig], hub: Hub | None = None) -> Tower:
     """Find a checkpoint's tower: its files where the configuration says, its weights in the checkpoint if trained.
 
     Raises:
         ProductError: there are no files, or they are no tower's.
     """
-    return _hugging_face(checkpoint) if checkpoint.config.mm_cfg.vision_encoder.from_hf else _nemo(checkpoint)
+    return _hugging_face(checkpoint, hub) if checkpoint.config.mm_cfg.vision_encoder.from_hf else _nemo(checkpoint)
 
 
-def _hugging_face(checkpoint: Checkpoint[ModelConfig]) -> Tower:
-    folder = find_folder(checkpoint.config.mm_cfg.vision_encoder.from_pretrained, checkpoint.path, key=_KEY)
+def _hugging_face(checkpoint: Checkpoint[ModelConfig], hub: Hub | None) -> Tower:
+    folder = find_folder(checkpoint.config.mm_cfg.vision_encoder.from_pretrained, checkpoint.path, hub, key=_KEY)
     config = read_tower_config(folder)
     preprocessing = read_preprocessing(folder, config, checkpoint.config.data.image_aspect_ratio)
     trained = _trained(checkpoint)

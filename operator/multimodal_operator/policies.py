@@ -127,8 +127,10 @@ def source_claim_is_missing(case: Case) -> Finding | None:
 def source_is_found(case: Case) -> Finding:
     """All claims exist; what lies in them is the build's first look."""
     names = sorted({name for _at, name in case.want.sources})
-    if not names:
+    if case.want.spec.engine.key is not None:
         return done(Reason.SOURCE_FOUND, "spec.engine.key names an engine: no checkpoint is read")
+    if not names:
+        return done(Reason.SOURCE_FOUND, "the checkpoints come from the Hub, which the build asks first")
     return done(Reason.SOURCE_FOUND, f"claim {', '.join(names)} exists")
 
 

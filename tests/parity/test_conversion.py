@@ -32,7 +32,7 @@ from multimodal_api.errors import ProductError
 from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
 from multimodal_builder.canonical import write_canonical
-from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
+from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
 from multimodal_builder.inspection import inspect
 from multimodal_builder.main import main
 from multimodal_builder.mappings.base import SplitGated, SplitQkv
@@ -428,7 +428,7 @@ def request_for(archive: Path, dtype: Dtype) -> BuildRequest:
     return BuildRequest(
         inputs=inputs,
         key=inputs.key(),
-        checkpoints=CheckpointPaths(visual=archive),
+        checkpoints=CheckpointLocations(visual=archive),
         stop_after_inspect=False,
         expect_engine=False,
         keep=None,

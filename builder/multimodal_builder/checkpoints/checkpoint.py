@@ -10,12 +10,14 @@ from pydantic import BaseModel
 
 from multimodal_api.base import Model
 from multimodal_builder.checkpoints.config import LanguageConfig, ModelConfig, config_error
+from multimodal_builder.checkpoints.hub import DEFAULT_REVISION, is_repository
 from multimodal_builder.checkpoints.members import clean_name
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from multimodal_builder.checkpoints.hub import Hub
     from multimodal_builder.checkpoints.members import Members
     from multimodal_builder.checkpoints.tensors import TensorSource
 
@@ -83,6 +85,36 @@ class Checkpoint(Generic[_Config_co]):
         self.close()
 
 
+class HubReference(Model):
+    """A repository of the Hugging Face Hub."""
+
+    repository: str
+    """Owner and name."""
+    revision: str
+
+    def __str__(self) -> str:
+        """Write it as `parse_location` reads it."""
+        return f"{HUB_SCHEME}{self.repository}@{self.revision}"
+
+
+Location = Path | HubReference
+HUB_SCHEME: Final = "hf:"
+
+
+def parse_location(text: str) -> Location:
+    """Read a command-line value: a path, or `hf:OWNER/NAME[@REVISION]`.
+
+    Raises:
+        ValueError: the scheme is followed by something else.
+    """
+    if not text.startswith(HUB_SCHEME):
+        return Path(text)
+    repository, _, revision = text.removeprefix(HUB_SCHEME).partition("@")
+    if not is_repository(repository):
+        raise ValueError(f"{text!r} is not hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
+    return HubReference(repository=repository, revision=revision or DEFAULT_REVISION)
+
+
 class CheckpointPaths(Model):
     """Where the checkpoints of one model lie."""
 
@@ -92,9 +124,40 @@ class CheckpointPaths(Model):
     lora: Path | None = None
     """Of an adapter that is merged into the language model."""
 
-    def given(self) -> tuple[Path, ...]:
+
+class CheckpointLocations(Model):
+    """Where the checkpoints of one model lie, or where they are fetched from."""
+
+    visual: Location
+    llm: Location | None = None
+    """Of the language model; None: it lies in the visual checkpoint."""
+    lora: Location | None = None
+    """Of an adapter that is merged into the language model."""
+
+    def given(self) -> tuple[Location, ...]:
         """List them."""
-        return tuple(path for path in (self.visual, self.llm, self.lora) if path is not None)
+        return tuple(place for place in (self.visual, self.llm, self.lora) if place is not None)
+
+    @property
+    def remote(self) -> bool:
+        """Whether anything must be fetched."""
+        return any(isinstance(place, HubReference) for place in self.given())
+
+    def fetch(self, hub: Hub) -> CheckpointPaths:
+        """Fetch what does not lie on a volume.
+
+        Raises:
+            ProductError: a repository cannot be had.
+        """
+
+        def path(role: str, place: Location | None) -> Path | None:
+            if not isinstance(place, HubReference):
+                return place
+            return hub.fetch(place.repository, place.revision, at=f"spec.model.{role}Checkpoint.hf")
+
+        visual = path("visual", self.visual)
+        assert visual is not None  # noqa: S101 -- it was given
+        return CheckpointPaths(visual=visual, llm=path("llm", self.llm), lora=path("lora", self.lora))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +167,8 @@ class Sources:
     visual: Checkpoint[ModelConfig]
     llm: Checkpoint[LanguageConfig] | None = None
     lora: Checkpoint[LanguageConfig] | None = None
+    hub: Hub | None = None
+    """Has the towers that checkpoints name by their repository; None: they must lie on the volume."""
 
     @property
     def language(self) -> Checkpoint[LanguageConfig]:

@@ -7,6 +7,7 @@ off, and writes a file under its name only when it is whole.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import time
@@ -80,7 +81,9 @@ class Hub:
         """
         from huggingface_hub import HfApi  # noqa: PLC0415 (half a second, for the few builds that need it)
 
-        api = HfApi(endpoint=self._endpoint, library_name="multimodal-operator")
+        # The library itself looks at HF_ENDPOINT only while it is imported.
+        endpoint = self._endpoint or os.environ.get("HF_ENDPOINT")
+        api = HfApi(endpoint=endpoint, library_name="multimodal-operator")
         place = f"{repository}@{revision}"
         info = _ask(lambda: api.model_info(repository, revision=revision, files_metadata=True), place, at=at)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}

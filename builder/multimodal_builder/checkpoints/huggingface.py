@@ -12,6 +12,7 @@ from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.ckpt import CkptSource
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.errors import not_found, unreadable, unsafe
+from multimodal_builder.checkpoints.hub import is_repository
 from multimodal_builder.checkpoints.shards import ShardedSource
 from multimodal_builder.checkpoints.tensors import CARRIERS, Array, TensorInfo, raw
 from multimodal_builder.checkpoints.window import ByteFile, Window
@@ -19,6 +20,7 @@ from multimodal_builder.checkpoints.window import ByteFile, Window
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from multimodal_builder.checkpoints.hub import Hub
     from multimodal_builder.checkpoints.tensors import TensorSource
 
 CONFIG_NAME: Final = "config.json"
@@ -152,16 +154,18 @@ def candidates(named: str, checkpoint: Path) -> tuple[Path, ...]:
     return beside / named, beside / Path(named).name  # an absolute path stays what it is
 
 
-def find_folder(named: str, checkpoint: Path, *, key: str) -> HuggingFaceFolder:
-    """Find the folder that a configuration value means, on the volume that the checkpoint lies on.
+def find_folder(named: str, checkpoint: Path, hub: Hub | None, *, key: str) -> HuggingFaceFolder:
+    """Find the folder that a configuration value means: on the volume that the checkpoint lies on, else in the Hub.
 
     Raises:
-        ProductError: none of these is a model's folder.
+        ProductError: none of these is a model's folder, or the Hub does not give it.
     """
     beside = checkpoint.parent
     for candidate in candidates(named, checkpoint):
         if (candidate / CONFIG_NAME).is_file():
             return HuggingFaceFolder(candidate)
+    if hub is not None and is_repository(named):
+        return HuggingFaceFolder(hub.fetch(named, at=f"{checkpoint.name}: {key}"))
     raise not_found(
         f"{checkpoint.name}: {key}",
         f"{named!r} is no folder with a {CONFIG_NAME} on the volume",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
     from multimodal_builder.checkpoints.config import ConfigT
+    from multimodal_builder.checkpoints.hub import Hub
     from multimodal_builder.checkpoints.tensors import TensorSource
     from multimodal_builder.checkpoints.window import Window
 
@@ -27,12 +28,13 @@ CKPT_NAME: Final = "model_weights.ckpt"
 DISTRIBUTED_FOLDER: Final = "model_weights"
 
 
-def open_sources(paths: CheckpointPaths, opened: ExitStack) -> Sources:
+def open_sources(paths: CheckpointPaths, opened: ExitStack, hub: Hub | None = None) -> Sources:
     """Open all checkpoints of a model.
 
     Args:
         paths: Where they lie.
         opened: Closes them.
+        hub: Has the models that they name and that are not beside them.
 
     Raises:
         ProductError: there is nothing at a path, or it is no readable and safe checkpoint.
@@ -41,6 +43,7 @@ def open_sources(paths: CheckpointPaths, opened: ExitStack) -> Sources:
         visual=opened.enter_context(open_checkpoint(paths.visual, ModelConfig)),
         llm=None if paths.llm is None else opened.enter_context(open_checkpoint(paths.llm, LanguageConfig)),
         lora=None if paths.lora is None else opened.enter_context(open_checkpoint(paths.lora, LanguageConfig)),
+        hub=hub,
     )
 
 

@@ -13,6 +13,7 @@ from multimodal_operator.snapshot import APPLIED, RUN, STORE_UID, Purpose
 from multimodal_operator.want import store_digest
 
 if TYPE_CHECKING:
+    from multimodal_api.resource import CheckpointSource
     from multimodal_operator.kinds import Json
     from multimodal_operator.settings import Images
     from multimodal_operator.want import Wanted
@@ -91,8 +92,8 @@ def _job(want: Wanted, images: Images, purpose: Purpose, *, keep: tuple[str, ...
 def _arguments(want: Wanted, purpose: Purpose, keep: tuple[str, ...]) -> list[str]:
     arguments = ["multimodal-builder", "build", "--store", STORE_MOUNT, "--key", want.key]
     arguments += ["--inputs", want.spec.build_inputs().model_dump_json(by_alias=True)]
-    for role, path, _claim in _checkpoints(want):
-        arguments += [f"--{role}-checkpoint", f"{CHECKPOINTS_MOUNT}/{role}/{path}"]
+    for role, source in _checkpoints(want):
+        arguments += [f"--{role}-checkpoint", _location(role, source)]
     if purpose is Purpose.FIND:
         return [*arguments, "--stop-after", "inspect", "--expect-engine"]  # it reads no checkpoint, nor is one mounted
     if purpose is Purpose.INSPECT:
@@ -116,16 +117,21 @@ def _mounts(want: Wanted) -> tuple[Mount, ...]:
     return (
         store,
         *(
-            Mount(claim=claim, path=f"{CHECKPOINTS_MOUNT}/{role}", read_only=True)
-            for role, _path, claim in _checkpoints(want)
+            Mount(claim=source.pvc.claim_name, path=f"{CHECKPOINTS_MOUNT}/{role}", read_only=True)
+            for role, source in _checkpoints(want)
+            if source.pvc is not None
         ),
     )
 
 
-def _checkpoints(want: Wanted) -> list[tuple[str, str, str]]:
+def _checkpoints(want: Wanted) -> list[tuple[str, CheckpointSource]]:
     sources = [(role, getattr(want.spec.model, field)) for role, field in _ROLES.items()]
-    return [
-        (role, source.pvc.path, source.pvc.claim_name)
-        for role, source in sources
-        if source is not None and source.pvc is not None
-    ]
+    return [(role, source) for role, source in sources if source is not None]
+
+
+def _location(role: str, source: CheckpointSource) -> str:
+    """Say to the builder where a checkpoint is: in a mount, or in the Hub."""
+    if source.hf is not None:
+        return f"hf:{source.hf.repo}@{source.hf.revision}"
+    assert source.pvc is not None  # noqa: S101 -- the rules admit these two
+    return f"{CHECKPOINTS_MOUNT}/{role}/{source.pvc.path}"

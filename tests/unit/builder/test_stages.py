@@ -29,14 +29,15 @@ from multimodal_api.reasons import Reason
 from multimodal_builder import stages
 from multimodal_builder import store as store_module
 from multimodal_builder.backends.registry import BACKENDS
-from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
+from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, HubReference
 from multimodal_builder.progress import Tracker
 from multimodal_builder.stages import STEPS, BuildRequest, run_build
 from multimodal_builder.store import LOCKS, PARTIAL, Store
-from support.archives import CLASSIC, Archive
+from support.archives import CLASSIC, CLIP, Archive
+from support.fake_hub import FakeHub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 INPUTS = BuildInputs(
@@ -81,7 +82,7 @@ def request_(tmp_path: Path) -> BuildRequest:
     return BuildRequest(
         inputs=INPUTS,
         key=INPUTS.key(),
-        checkpoints=CheckpointPaths(visual=Archive.read(CLASSIC).write(tmp_path)),
+        checkpoints=CheckpointLocations(visual=Archive.read(CLASSIC).write(tmp_path)),
         stop_after_inspect=False,
         expect_engine=False,
         keep=None,
@@ -159,7 +160,7 @@ def test_a_bad_checkpoint_leaves_no_engine(request_: BuildRequest, engines: Stor
     )
     with pytest.raises(ProductError, match="and 1 more problems") as caught:
         build(replace(request_, stop_after_inspect=stop), engines)
-    assert caught.value.failure.reason is Reason.CHECKPOINT_CONFIG
+    assert caught.value.failure.reason is Reason.UNSUPPORTED_MODEL
     assert check_store(engines, request_.key) is None
 
 
@@ -360,3 +361,35 @@ def test_a_build_that_ran_out_of_room_goes_on_when_there_is_some(
             build(request_, engines)
     assert check_store(engines, request_.key) is None
     assert build(request_, engines).outcome is Outcome.PUBLISHED
+
+
+@pytest.fixture(name="hub")
+def _hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    clip = {path.name: path.read_bytes() for path in CLIP.iterdir()}
+    archive = Archive.read(CLASSIC).set_config("mm_cfg.vision_encoder.from_pretrained", "owner/clip").to_bytes()
+    with FakeHub({"owner/clip": clip, "owner/neva": {"neva.nemo": archive}}).running() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+def test_what_lies_on_no_volume_comes_from_the_hub_once_and_does_not_stay(
+    request_: BuildRequest, engines: Store, hub: FakeHub
+) -> None:
+    locations = CheckpointLocations(visual=HubReference(repository="owner/neva", revision="main"))
+    request = replace(request_, checkpoints=locations)
+    build(replace(request, stop_after_inspect=True), engines)
+    fetched = [line for line in hub.asked if line.startswith("GET /owner")]
+    assert any("neva.nemo" in line for line in fetched)
+    assert any("model.safetensors" in line for line in fetched)
+    assert engines.downloads(request.key).is_dir()
+    build(request, engines)
+    assert [line for line in hub.asked if line.startswith("GET /owner")] == fetched
+    assert check_store(engines, request.key) is not None
+    assert not engines.downloads(request.key).exists()
+
+
+def test_what_was_fetched_for_an_engine_that_nobody_wants_is_removed(request_: BuildRequest, engines: Store) -> None:
+    stray = engines.downloads("0" * 16)
+    stray.mkdir(parents=True)
+    build(replace(request_, keep=()), engines)
+    assert not stray.exists()

@@ -96,6 +96,26 @@ def test_only_the_build_asks_for_gpus_before_serving() -> None:
     assert asked == {"find": False, "inspect": False, "build": True}
 
 
+def test_each_checkpoint_comes_from_its_own_place() -> None:
+    model = {
+        **MODEL,
+        "llmCheckpoint": {"hf": {"repo": "owner/llm", "revision": "v1"}},
+        "loraCheckpoint": {"pvc": {"claimName": "adapters", "path": "lora.nemo"}},
+    }
+    pod = pod_of(job.job(want(resource(model=model)), IMAGES, Purpose.BUILD, store_uid=STORE_UID))
+    args: list[str] = pod["containers"][0]["args"]
+    given = {role: args[args.index(f"--{role}-checkpoint") + 1] for role in ("visual", "llm", "lora")}
+    assert given == {
+        "visual": "/checkpoints/visual/neva.nemo",
+        "llm": "hf:owner/llm@v1",
+        "lora": "/checkpoints/lora/lora.nemo",
+    }
+    mounted = {mount["mountPath"]: mount.get("readOnly") for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounted["/checkpoints/visual"]
+    assert mounted["/checkpoints/lora"]
+    assert "/checkpoints/llm" not in mounted
+
+
 def test_the_build_is_told_all_of_its_inputs() -> None:
     model = {**MODEL, "hfTokenSecret": {"name": "token", "key": "hf"}}
     wanted = want(resource(model=model))
