@@ -276,8 +276,8 @@ def check_tower(config: ModelConfig, tower: TowerConfig) -> Iterator[Failure]:
     vision = config.mm_cfg.vision_encoder
     edge = tower.image_size
     pairs: tuple[tuple[str, object, object], ...] = (
-        ("patch_dim", vision.patch_dim, tower.patch_size),
-        ("hidden_size", vision.hidden_size, tower.hidden_size),
+        ("patch_dim", vision.patch_dim or tower.patch_size, tower.patch_size),
+        ("hidden_size", vision.hidden_size or tower.hidden_size, tower.hidden_size),
         ("crop_size", vision.crop_size or (edge, edge), (edge, edge)),
     )
     at = f"{CONFIG_NAME}: mm_cfg.vision_encoder"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
+import yaml
 
 from support.archives import CKPT, Archive
 from support.states import State, saved
@@ -116,7 +117,7 @@ def stacked(state: State) -> State:
 
 def whole_chunks(name: str, tensor: torch.Tensor) -> tuple[int, ...]:
     """How Megatron cuts for zarr: layer by layer, a gated layer's halves apart, other tensors whole."""
-    if ".layers." not in name:
+    if ".decoder.layers." not in name:
         return tuple(tensor.shape)
     rows = tensor.shape[1] // (2 if name.endswith(GATED) else 1)
     return (1, rows, *tensor.shape[2:])
@@ -183,3 +184,72 @@ def unpack(archive: Archive, folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return folder
+
+
+TOWER: Final = "model.embedding.word_embeddings.vision_encoder."
+PROJECTOR: Final = "model.embedding.word_embeddings.adapter_layer.mm_projector_adapter.mm_projector."
+
+LANGUAGE: Final = {
+    "_target_": "nemo.collections.llm.gpt.model.llama.Llama2Config7B",
+    "num_layers": 2,
+    "hidden_size": 96,
+    "ffn_hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": None,
+    "seq_length": 4096,
+    "layernorm_epsilon": 1e-5,
+    "normalization": "RMSNorm",
+    "activation_func": {"_target_": "torch.nn.functional.silu", "_call_": False},
+    "gated_linear_unit": True,
+    "add_bias_linear": False,
+    "position_embedding_type": "rope",
+    "rotary_percent": 1.0,
+    "rotary_base": 10000,
+    "share_embeddings_and_output_weights": False,
+    "num_moe_experts": None,
+    "params_dtype": {"_target_": "torch.bfloat16", "_call_": False},
+}
+"""The tiny NeVA's language model, in the words of NeMo 2."""
+
+VISUAL: Final = {
+    "_target_": "nemo.collections.vlm.neva.model.llava.LlavaConfig",
+    "num_layers": 1,
+    "hidden_size": 96,
+    "drop_vision_class_token": True,
+    "vision_feature_layer": -2,
+    "vision_transformer_config": {
+        "_target_": "nemo.collections.vlm.vision.base.HFCLIPVisionConfig",
+        "hidden_size": 64,
+        "pretrained_model_name_or_path": "clip",
+    },
+    "vision_projection_config": {
+        "_target_": "nemo.collections.vlm.neva.model.base.MultimodalProjectorConfig",
+        "projector_type": "mlp2x_gelu",
+        "input_size": 64,
+        "hidden_size": 96,
+    },
+    "language_transformer_config": LANGUAGE,
+}
+
+
+def nemo2_name(name: str, *, own_projector: bool = False) -> str:
+    """The name that NeMo 2 gives a tensor of a model that sees."""
+    if name.startswith(PROJECTOR):
+        number, kind = name.removeprefix(PROJECTOR).split(".")
+        layer = {"0": "encoder.linear_fc1", "2": "encoder.linear_fc2"}[number] if own_projector else number
+        return f"module.vision_projection.{layer}.{kind}"
+    if name.startswith(TOWER):
+        return f"module.vision_model.{name.removeprefix(TOWER)}"
+    return f"module.language_model.{name.removeprefix('model.')}"
+
+
+def as_nemo2(archive: Archive, state: State, config: Mapping[str, object]) -> Archive:
+    """A NeMo 2 checkpoint with zarr weights: names as they are in `state`, stacked."""
+    [tokenizer] = [content for name, content in archive.members.items() if name.endswith("tokenizer.model")]
+    made = as_zarr(Archive({}), state, weights="weights")
+    described = {"_target_": "nemo.collections.vlm.LlavaModel", "config": config, "tokenizer": {"_target_": "a.B"}}
+    made.members["context/model.yaml"] = yaml.safe_dump(described).encode()
+    made.members["context/io.json"] = b"{}"
+    made.members["context/nemo_tokenizer/tokenizer.model"] = tokenizer
+    return made

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
-from multimodal_builder.checkpoints.errors import unreadable
-
-if TYPE_CHECKING:
-    from multimodal_builder.checkpoints.window import Window
 
 CONFIG_NAME: Final = "model_config.yaml"
-CONFIG_LIMIT: Final = 2**20
-"""Bytes. Real ones have a few thousand."""
 SHOWN: Final = 60
 """Characters of a wrong value that an error shows."""
 
@@ -43,10 +36,11 @@ class VisionSection(_Section):
     """Folder or hub name of the tower that training started from."""
     from_hf: bool = False
     """Whether the tower is a Hugging Face model, or one of NeMo's own."""
-    patch_dim: Count = 14
+    patch_dim: Count | None = 14
+    """None, as for NeMo 2: the tower's own; so are the next two."""
     crop_size: tuple[Count, Count] | None = None
-    """[height, width]; absent: the tower's own."""
-    hidden_size: Count = 1024
+    """[height, width]."""
+    hidden_size: Count | None = 1024
     vision_select_layer: int = -2
     vision_select_feature: str = "patch"
     class_token_length: Annotated[int, Field(ge=0)] = 1
@@ -211,30 +205,25 @@ class ModelConfig(LanguageConfig):
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def read_config(member: Window, model: type[ConfigT]) -> ConfigT:
-    """Read and check the configuration.
+def check_config(document: dict[str, Any], model: type[ConfigT], at: str) -> ConfigT:
+    """Take the keys that decide a model from a whole configuration.
 
     Args:
-        member: The file.
+        document: NeMo's `model` section.
         model: What has to be in it.
+        at: What to call the file in an error.
 
     Raises:
-        ProductError: it is no YAML mapping; keys are missing or have wrong values: all of them are named.
+        ProductError: keys are missing or have wrong values: all of them are named.
     """
-    try:
-        document = yaml.load(member.read(CONFIG_LIMIT), Loader=_LOADER)  # noqa: S506 (a safe loader, see below)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise unreadable(member.at, f"not YAML: {str(error)[:200]}") from error
-    if not isinstance(document, dict):
-        raise config_error(member.at, "the file holds no keys", "use an archive that NeMo's save_to wrote")
     try:
         return model.model_validate(document)
     except ValidationError as error:
         wrong = [_describe(detail["loc"], detail["msg"], detail["type"], detail["input"]) for detail in error.errors()]
         raise config_error(
-            f"{member.at}: {wrong[0][0]}",
+            f"{at}: {wrong[0][0]}",
             "; ".join(f"{key} {problem}" for key, problem in wrong),
-            "correct these keys, or use an archive that NeMo's save_to wrote",
+            "correct these keys, or use a checkpoint that NeMo wrote",
         ) from error
 
 
@@ -249,7 +238,3 @@ def _describe(location: tuple[int | str, ...], message: str, kind: str, value: o
         return key, "is missing"
     shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
     return key, f"is {shown[:SHOWN]}: {message[0].lower()}{message[1:]}"
-
-
-# libyaml's parser is ten times as fast; PyYAML without it has only its own.
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

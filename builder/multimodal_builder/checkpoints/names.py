@@ -50,6 +50,8 @@ RENAMES: Final = tuple(
 )
 """Patterns of beginnings of names, tried in order, each on what the ones before made."""
 
+_TRAINING: Final = re.compile(r"(?:chained_\d+\.)?optimizer\.")
+"""Begins what NeMo 2 saves beside the model, to go on training."""
 _APART: Final = "dense_h_to_4h_2."
 
 
@@ -72,7 +74,7 @@ class NamedSource:
         """
         self._source = source
         self._at = at
-        found = source.infos()
+        found = {name: info for name, info in source.infos().items() if _TRAINING.match(name) is None}
         self._stored: dict[str, tuple[str, ...]] = {}
         for name in found:
             canonical = canonical_name(name)

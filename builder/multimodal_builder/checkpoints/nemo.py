@@ -1,18 +1,20 @@
-"""A NeMo 1 checkpoint: configuration, weights and artifacts, from an archive or a folder."""
+"""NeMo's checkpoints, of version 1 or 2: configuration, weights and artifacts, from an archive or a folder."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from multimodal_builder.checkpoints import nemo2
 from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
 from multimodal_builder.checkpoints.ckpt import CkptSource
-from multimodal_builder.checkpoints.config import CONFIG_NAME, LanguageConfig, ModelConfig, read_config
+from multimodal_builder.checkpoints.config import CONFIG_NAME, LanguageConfig, ModelConfig, check_config
 from multimodal_builder.checkpoints.distributed import open_distributed
-from multimodal_builder.checkpoints.errors import COPY_AGAIN, not_found, unreadable
+from multimodal_builder.checkpoints.errors import not_found, unreadable
 from multimodal_builder.checkpoints.members import DirectoryMembers, Members
 from multimodal_builder.checkpoints.names import NamedSource
 from multimodal_builder.checkpoints.nemo_tar import TarMembers
 from multimodal_builder.checkpoints.ranks import RANK_FILE, RankedSource
+from multimodal_builder.checkpoints.yaml_document import read_yaml
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from multimodal_builder.checkpoints.config import ConfigT
     from multimodal_builder.checkpoints.hub import Hub
     from multimodal_builder.checkpoints.tensors import TensorSource
-    from multimodal_builder.checkpoints.window import Window
 
 CKPT_NAME: Final = "model_weights.ckpt"
 DISTRIBUTED_FOLDER: Final = "model_weights"
@@ -59,9 +60,10 @@ def open_checkpoint(path: Path, model: type[ConfigT]) -> Checkpoint[ConfigT]:
     """
     members = _open_members(path)
     try:
-        config = read_config(_open_config(members), model)
+        name, document = _read_settings(members)
+        config = check_config(document, model, f"{members.at}: {name}")
         language = config if isinstance(config, LanguageConfig) else None
-        return Checkpoint(path, members, CONFIG_NAME, config, _open_tensors(members, language))
+        return Checkpoint(path, members, name, config, NamedSource(_open_stored(members, language), members.at))
     except BaseException:
         members.close()
         raise
@@ -80,23 +82,29 @@ def _open_members(path: Path) -> Members:
         ) from error
 
 
-def _open_config(members: Members) -> Window:
-    if CONFIG_NAME not in members.names():
-        raise unreadable(members.at, f"no {CONFIG_NAME} in it: not a NeMo 1 checkpoint, or a truncated one", COPY_AGAIN)
-    return members.open(CONFIG_NAME)
-
-
-def _open_tensors(members: Members, config: LanguageConfig | None) -> TensorSource:
-    """Open the weights; without a language model's configuration, ranks cannot be merged."""
-    return NamedSource(_open_stored(members, config), members.at)
+def _read_settings(members: Members) -> tuple[str, dict[str, Any]]:
+    """Give the configuration's file, and NeMo 1's `model` section, which NeMo 2's configuration is translated into."""
+    names = members.names()
+    if CONFIG_NAME in names:
+        return CONFIG_NAME, read_yaml(members.open(CONFIG_NAME))
+    if nemo2.CONTEXT_NAME in names:
+        member = members.open(nemo2.CONTEXT_NAME)
+        return nemo2.CONTEXT_NAME, nemo2.translate(read_yaml(member), names, member.at)
+    raise unreadable(
+        members.at,
+        f"neither {CONFIG_NAME} (NeMo 1) nor {nemo2.CONTEXT_NAME} (NeMo 2) is in it: no checkpoint, or a truncated one",
+    )
 
 
 def _open_stored(members: Members, config: LanguageConfig | None) -> TensorSource:
+    """Open the weights; without a language model's configuration, ranks cannot be merged."""
     names = members.names()
-    if any(name.startswith(f"{DISTRIBUTED_FOLDER}/") for name in names):
-        return open_distributed(members, DISTRIBUTED_FOLDER)
+    for folder in (DISTRIBUTED_FOLDER, nemo2.WEIGHTS_FOLDER):
+        if any(name.startswith(f"{folder}/") for name in names):
+            return open_distributed(members, folder)
     if CKPT_NAME in names:
         return CkptSource(members.open(CKPT_NAME))
     if config is not None and any(map(RANK_FILE.fullmatch, names)):
         return RankedSource(members, config)
-    raise unreadable(members.at, f"no weights: neither {DISTRIBUTED_FOLDER}/ nor {CKPT_NAME} is in it", COPY_AGAIN)
+    folders = f"{DISTRIBUTED_FOLDER}/, {nemo2.WEIGHTS_FOLDER}/"
+    raise unreadable(members.at, f"no weights: neither {folders} nor {CKPT_NAME} is in it")

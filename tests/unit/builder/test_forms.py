@@ -6,11 +6,13 @@ import gzip
 import json
 import re
 import shutil
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import nemo_writer
 
 from multimodal_api.engine import Dtype
 from multimodal_api.errors import ProductError
@@ -18,10 +20,13 @@ from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
 from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
+from multimodal_builder.checkpoints.distributed import open_distributed
+from multimodal_builder.checkpoints.members import DirectoryMembers
+from multimodal_builder.checkpoints.names import NamedSource
 from multimodal_builder.inspection import inspect
 from support import forms
 from support.archives import CKPT, CLASSIC, CLIP, Archive
-from support.states import State, saved, state_of
+from support.states import State, keep_tensors, saved, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,10 +47,14 @@ def problems_of(path: Path, llm: Path | None = None) -> tuple[Failure, ...]:
     return inspection.problems
 
 
-def convert(path: Path, out: Path) -> Weights:
+def convert(path: Path, out: Path, llm: Path | None = None) -> Weights:
     """All weights of the canonical model."""
     inspection, plan, opened = inspect(
-        CheckpointPaths(visual=path), family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
+        CheckpointPaths(visual=path, llm=llm),
+        family=Family.NEVA,
+        llm_type=LlmType.LLAMA,
+        dtype=Dtype.FLOAT32,
+        limits=None,
     )
     assert inspection.problems == ()
     assert plan is not None
@@ -305,3 +314,98 @@ def test_weights_that_are_fill_values_for_the_most_part_are_refused(tmp_path: Pa
     }
     (problem,) = problems_of(archive.write(tmp_path))
     assert "bytes of weights" in problem.problem
+
+
+def tower() -> State:
+    return {f"{forms.TOWER}{name}": tensor for name, tensor in load_file(CLIP / "model.safetensors").items()}
+
+
+def nemo2_state(state: State, *, own_projector: bool = False) -> State:
+    named = {forms.nemo2_name(name, own_projector=own_projector): tensor for name, tensor in state.items()}
+    beside = {"optimizer.state.exp_avg.module.language_model.decoder.final_layernorm.weight": torch.ones(96)}
+    return forms.stacked(named) | beside
+
+
+@pytest.mark.parametrize("own_projector", [False, True], ids=["Sequential", "Megatron's own projector"])
+@pytest.mark.parametrize("unpacked", [False, True], ids=["tar", "folder"])
+def test_a_nemo_2_checkpoint_is_the_same(
+    tmp_path: Path, state: State, wanted: Weights, *, unpacked: bool, own_projector: bool
+) -> None:
+    archive = forms.as_nemo2(
+        Archive.read(CLASSIC), nemo2_state(state | tower(), own_projector=own_projector), forms.VISUAL
+    )
+    path = archive.write(tmp_path)
+    if unpacked:
+        path = forms.unpack(archive, tmp_path / "nemo2")
+    assert same(convert(path, tmp_path / "out"), wanted)
+    assert torch.equal(
+        load_file(tmp_path / "out/vision/model.safetensors")["vision_model.post_layernorm.weight"],
+        load_file(CLIP / "model.safetensors")["vision_model.post_layernorm.weight"],
+    )
+
+
+def test_a_nemo_2_checkpoint_written_by_torch_is_the_same(tmp_path: Path, state: State, wanted: Weights) -> None:
+    archive = forms.as_nemo2(Archive.read(CLASSIC), {}, forms.VISUAL)
+    archive.write(tmp_path)
+    archive.members = {name: data for name, data in archive.members.items() if not name.startswith("weights/")}
+    folder = forms.unpack(archive, tmp_path / "nemo2")
+    nemo_writer.write_distributed(folder / "weights", nemo2_state(state | tower()))
+    assert same(convert(folder, tmp_path / "out"), wanted)
+
+
+def test_a_nemo_2_language_model_goes_with_a_projector_of_nemo_1(tmp_path: Path, state: State, wanted: Weights) -> None:
+    text = {name.replace("model.", "module.", 1): t for name, t in state.items() if "mm_projector" not in name}
+    llm = forms.as_nemo2(Archive.read(CLASSIC), forms.stacked(text), forms.LANGUAGE).write(tmp_path, "llm.nemo")
+    visual = keep_tensors(Archive.read(CLASSIC), lambda name: "mm_projector" in name).write(tmp_path)
+    assert problems_of(visual, llm) == ()
+    assert same(convert(visual, tmp_path / "out", llm), wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"activation_func": {"_target_": "torch.tanh"}}, "activation_func: is 'tanh' with a gate"),
+        ({"normalization": "BatchNorm"}, "normalization: is 'BatchNorm'"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"gated_linear_unit": False}, "activation_func: is 'silu' without a gate"),
+    ],
+)
+def test_a_context_of_an_unknown_model_is_refused(
+    tmp_path: Path, state: State, changes: dict[str, object], says: str
+) -> None:
+    config = forms.VISUAL | {"language_transformer_config": forms.LANGUAGE | changes}
+    (problem,) = problems_of(forms.as_nemo2(Archive.read(CLASSIC), nemo2_state(state), config).write(tmp_path))
+    assert problem.at.startswith("model.nemo: context/model.yaml")
+    assert says in str(problem)
+
+
+def test_megatrons_own_tower_is_named(tmp_path: Path, state: State) -> None:
+    config = forms.VISUAL | {"vision_transformer_config": {"_target_": "megatron.CLIPViTConfig"}}
+    (problem,) = problems_of(forms.as_nemo2(Archive.read(CLASSIC), nemo2_state(state), config).write(tmp_path))
+    assert "CLIPViTConfig" in problem.problem
+
+
+def experts(form: str) -> State:
+    """Four experts in each of two layers, stacked as all distributed forms have them."""
+    prefix = f"{'module' if form == 'nemo2' else 'model'}.decoder.layers.mlp.experts.experts."
+    return {
+        f"{prefix}linear_fc1.weight": torch.randn(2, 4, 8, 4),
+        f"{prefix}linear_fc2.weight": torch.randn(2, 4, 4, 4),
+    }
+
+
+@pytest.mark.parametrize("form", ["zarr", "torch_dist", "nemo2"])
+def test_experts_are_given_out_one_by_one(tmp_path: Path, form: str) -> None:
+    stacked = experts(form)
+    folder = tmp_path / "x"
+    if form == "zarr":
+        forms.unpack(forms.as_zarr(Archive({}), stacked, odd_chunks), folder)
+    else:
+        folder.mkdir()
+        nemo_writer.write_distributed(folder / "model_weights", stacked)
+    source = NamedSource(open_distributed(DirectoryMembers(folder), "model_weights"), "x")
+    assert len(source.infos()) == 2 * 4 * 2
+    for name, tensor in stacked.items():
+        for layer, expert in product(range(2), range(4)):
+            one = f"model.decoder.layers.{layer}.mlp.experts.local_experts.{expert}.{name.rpartition('experts.')[2]}"
+            assert torch.equal(torch.from_numpy(source.read(one)), tensor[layer, expert])

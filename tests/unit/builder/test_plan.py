@@ -89,7 +89,7 @@ def test_the_tower_is_taken_from_the_archive_where_it_is_in_it(
         ("mm_cfg.mm_mlp_adapter_type", "mlp_downsample", Reason.CHECKPOINT_WEIGHTS, "missing: mm_projector.1.weight"),
         ("mm_cfg.mm_mlp_adapter_type", "identity", Reason.CHECKPOINT_CONFIG, "the tower is 64 wide"),
         ("mm_cfg.vision_encoder.class_token_length", 37, Reason.CHECKPOINT_CONFIG, "1 class tokens and 36 patches"),
-        ("mm_cfg.vision_encoder.from_hf", False, Reason.CHECKPOINT_UNREADABLE, "not a NeMo 1 checkpoint"),
+        ("mm_cfg.vision_encoder.from_hf", False, Reason.CHECKPOINT_UNREADABLE, "is in it: no checkpoint"),
         ("mm_cfg.vision_encoder.vision_select_feature", "cls", Reason.CHECKPOINT_CONFIG, "'cls'"),
         ("mm_cfg.vision_encoder.vision_select_layer", -6, Reason.CHECKPOINT_CONFIG, "has 4 layers"),
         ("mm_cfg.vision_encoder.patch_dim", 14, Reason.CHECKPOINT_CONFIG, "is 14, but the tower's is 8"),
@@ -133,12 +133,31 @@ def test_several_wrong_keys_are_named_together(tmp_path: Path, classic: Archive)
     ("content", "reason"),
     [
         (b"a: [1, 2", Reason.CHECKPOINT_UNREADABLE),
-        (b"- a list", Reason.CHECKPOINT_CONFIG),
-        (b"!!python/object/apply:os.system ['touch /tmp/owned']", Reason.CHECKPOINT_UNREADABLE),
+        (b"- a list", Reason.CHECKPOINT_UNREADABLE),
+        (b"!!python/object/apply:os.system ['touch /tmp/owned']", Reason.CHECKPOINT_UNSAFE),
+        (b"a: !custom 1", Reason.CHECKPOINT_UNSAFE),
+        (b"[" * 200_000, Reason.CHECKPOINT_UNSAFE),
+        (b"a: " + b"{a: " * 200_000, Reason.CHECKPOINT_UNSAFE),
+        (
+            b"a: &a [1, 1]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (n, n, n - 1, n - 1) for n in range(98, 122)),
+            Reason.CHECKPOINT_UNSAFE,
+        ),
+        (b"a: &a [*a]", Reason.CHECKPOINT_UNSAFE),
         (b"#" * 2**21, Reason.CHECKPOINT_UNSAFE),
         (b"\x80abc", Reason.CHECKPOINT_UNREADABLE),
     ],
-    ids=["no yaml", "no mapping", "an object", "too large", "no text"],
+    ids=[
+        "no yaml",
+        "no mapping",
+        "an object",
+        "a tag",
+        "deep",
+        "deep keys",
+        "aliases",
+        "itself",
+        "too large",
+        "no text",
+    ],
 )
 def test_a_configuration_that_is_none_is_refused(
     tmp_path: Path, classic: Archive, content: bytes, reason: Reason
