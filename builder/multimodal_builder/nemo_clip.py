@@ -1,16 +1,14 @@
-"""NeMo's own CLIP (`MegatronCLIPModel`): what its configuration says of the tower, and whether transformers has it."""
+"""NeMo's own CLIP towers: their archives, what a configuration says of one, and whether transformers has it."""
 
 from __future__ import annotations
 
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
-from multimodal_builder.checkpoints.config import Count
+from multimodal_builder.checkpoints.config import ClipModelConfig, ClipSection
 from multimodal_builder.checkpoints.errors import not_found
 from multimodal_builder.checkpoints.huggingface import candidates
 from multimodal_builder.checkpoints.nemo import open_checkpoint
@@ -25,41 +23,6 @@ ACTIVATIONS: Final = {"gelu": "gelu", "approx-gelu": "quick_gelu"}
 """transformers' names; NeMo's `approx-gelu` is x * sigmoid(1.702 x)."""
 TANH_GELU: Final = "gelu_pytorch_tanh"
 """What `openai_gelu` makes of `gelu`, and Megatron's fused bias and activation too."""
-
-
-class ClipSection(BaseModel):
-    """`vision` of a CLIP's `model_config.yaml`; defaults are NeMo's."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-    img_h: Count
-    img_w: Count
-    patch_dim: Count
-    num_channels: Count = 3
-    class_token_length: Annotated[int, Field(ge=0)] | None = None
-    """Absent or 0: none."""
-    preprocess_layernorm: bool = False
-    num_layers: Count
-    hidden_size: Count
-    ffn_hidden_size: Count
-    num_attention_heads: Count
-    kv_channels: Count | None = None
-    normalization: str = "layernorm"
-    layernorm_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    activation: str = "gelu"
-    openai_gelu: bool = False
-    bias_activation_fusion: bool = False
-    layerscale: bool = False
-    megatron_legacy: bool = False
-    """Whether the fused attention input has all queries, then all keys, then all values."""
-
-
-class ClipModelConfig(BaseModel):
-    """The configuration of a whole CLIP, as far as NeVA reads it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-    vision: ClipSection
 
 
 class Requirement(NamedTuple):
@@ -87,17 +50,17 @@ def clip_config(section: ClipSection, *, at: str) -> ClipConfig:
 
     Args:
         section: NeMo's.
-        at: What to call its file in an error.
+        at: What to call it in an error.
 
     Raises:
         ProductError: transformers' CLIP cannot hold such a tower; all keys are named.
     """
     broken = [requirement for requirement in REQUIREMENTS if not requirement.holds(section)]
     if broken:
-        named = (f"vision.{key} is {attrgetter(key)(section)!r}, not {needs}" for key, _, needs in broken)
+        named = (f"{key} is {attrgetter(key)(section)!r}, not {needs}" for key, _, needs in broken)
         raise ProductError(
             Reason.UNSUPPORTED_MODEL,
-            at=f"{at}: vision.{broken[0].key}",
+            at=f"{at}.{broken[0].key}",
             problem=f"transformers' CLIPVisionModel cannot hold the tower: {'; '.join(named)}",
             remedy="use a checkpoint with a Hugging Face tower",
         )

@@ -119,7 +119,7 @@ def _before(plain: ImagePreprocessing, tower: TowerConfig, aspect: str) -> dict[
 
 
 def nemo_preprocessing(tower: TowerConfig, aspect: str) -> ImagePreprocessing:
-    """Give what NeMo does for a tower of its own: `image_transform` for evaluation, which is torchvision's arithmetic.
+    """Give what NeMo 1 does for a tower of its own: `image_transform` for evaluation, by torchvision's arithmetic.
 
     Raises:
         ProductError: NeMo's `process_image` takes nothing but `square` for such a tower.
@@ -130,8 +130,13 @@ def nemo_preprocessing(tower: TowerConfig, aspect: str) -> ImagePreprocessing:
             f"is {aspect!r}, but a tower of NeMo's own takes 'square' alone",
             "correct it: NeMo could not have trained this",
         )
+    return clip_preprocessing(tower).model_copy(update={"resize": FrameResize.SHORTEST_EDGE_CROP_ROUNDED})
+
+
+def clip_preprocessing(tower: TowerConfig) -> ImagePreprocessing:
+    """Give what the processors of OpenAI's and LLaVA's repositories do, which NeMo 2 trains with."""
     return ImagePreprocessing(
-        resize=FrameResize.SHORTEST_EDGE_CROP_ROUNDED,
+        resize=FrameResize.SHORTEST_EDGE_CROP,
         shortest_edge=tower.image_size,
         image_size=tower.image_size,
         resample=_BICUBIC,

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.huggingface import find_folder
 from multimodal_builder.mappings import nemo_clip, vit
 from multimodal_builder.mappings.base import Mapped, Rule, interpret
 from multimodal_builder.nemo_clip import clip_config, open_clip
-from multimodal_builder.preprocessor import canonical_preprocessor, nemo_preprocessing, read_preprocessing
+from multimodal_builder.preprocessor import (
+    canonical_preprocessor,
+    clip_preprocessing,
+    nemo_preprocessing,
+    read_preprocessing,
+)
 from multimodal_builder.tower_config import TowerConfig, read_tower_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from multimodal_builder.checkpoints.checkpoint import Checkpoint
-    from multimodal_builder.checkpoints.config import ModelConfig
+    from multimodal_builder.checkpoints.config import ClipSection, ModelConfig
     from multimodal_builder.checkpoints.hub import Hub
     from multimodal_builder.checkpoints.tensors import TensorInfo, TensorSource
     from multimodal_builder.mappings.base import Shape
@@ -29,13 +35,6 @@ ARCHIVE_PREFIX: Final = "model.embedding.word_embeddings.vision_encoder."
 
 
 _KEY: Final = "mm_cfg.vision_encoder.from_pretrained"
-
-
-class Closable(Protocol):
-    """What holds files open."""
-
-    def close(self) -> None:
-        """Close them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class Tower:
     rules: tuple[Rule, ...]
     trained: bool
     """Whether it was trained, and so lies in the checkpoint."""
-    files: Closable
+    opened: ExitStack
     """What was opened for the tower alone."""
 
     @property
@@ -88,7 +87,7 @@ class Tower:
 
     def close(self) -> None:
         """Close the files that were opened for the tower alone."""
-        self.files.close()
+        self.opened.close()
 
 
 def find_tower(checkpoint: Checkpoint[ModelConfig], hub: Hub | None = None) -> Tower:
@@ -97,54 +96,76 @@ def find_tower(checkpoint: Checkpoint[ModelConfig], hub: Hub | None = None) -> T
     Raises:
         ProductError: there are no files, or they are no tower's.
     """
-    return _hugging_face(checkpoint, hub) if checkpoint.config.mm_cfg.vision_encoder.from_hf else _nemo(checkpoint)
+    vision = checkpoint.config.mm_cfg.vision_encoder
+    with ExitStack() as opened:
+        if vision.megatron is not None:
+            return _megatron(checkpoint, vision.megatron)
+        return _hugging_face(checkpoint, hub, opened) if vision.from_hf else _nemo(checkpoint, opened)
 
 
-def _hugging_face(checkpoint: Checkpoint[ModelConfig], hub: Hub | None) -> Tower:
+def _hugging_face(checkpoint: Checkpoint[ModelConfig], hub: Hub | None, opened: ExitStack) -> Tower:
     folder = find_folder(checkpoint.config.mm_cfg.vision_encoder.from_pretrained, checkpoint.path, hub, key=_KEY)
+    opened.callback(folder.close)
     config = read_tower_config(folder)
     preprocessing = read_preprocessing(folder, config, checkpoint.config.data.image_aspect_ratio)
     trained = _trained(checkpoint)
     source = checkpoint.tensors if trained else folder.tensors()
     infos = trained or source.infos()
     rules = vit.rules(config, infos, before=ARCHIVE_PREFIX if trained else "")
-    return Tower(config, preprocessing, source, infos, rules, bool(trained), folder)
+    return Tower(config, preprocessing, source, infos, rules, bool(trained), opened.pop_all())
 
 
-def _nemo(checkpoint: Checkpoint[ModelConfig]) -> Tower:
+def _nemo(checkpoint: Checkpoint[ModelConfig], opened: ExitStack) -> Tower:
     """Find a `MegatronCLIPModel`, whose archive has the configuration even where the weights are in the checkpoint."""
     mm_cfg = checkpoint.config.mm_cfg
-    clip = open_clip(mm_cfg.vision_encoder.from_pretrained, checkpoint.path, key=_KEY)
-    config = clip_config(clip.config.vision, at=clip.config_at)
-    _check_nemo(checkpoint, config)
+    clip = opened.enter_context(open_clip(mm_cfg.vision_encoder.from_pretrained, checkpoint.path, key=_KEY))
+    config = clip_config(clip.config.vision, at=f"{clip.config_at}: vision")
+    _check_crop(checkpoint, config)
+    _check_layer(checkpoint)
     trained = _trained(checkpoint)
     before = ARCHIVE_PREFIX if trained else nemo_clip.ARCHIVE_PREFIX
     base = checkpoint.tensors if trained else clip.tensors
     source = nemo_clip.FoldedSource(base, trained or base.infos(), before=before, class_tokens=config.class_tokens)
     rules = nemo_clip.nemo1_rules(config, before=before, legacy=clip.config.vision.megatron_legacy)
     preprocessing = nemo_preprocessing(config, checkpoint.config.data.image_aspect_ratio)
-    return Tower(config, preprocessing, source, source.infos(), rules, bool(trained), clip)
+    return Tower(config, preprocessing, source, source.infos(), rules, bool(trained), opened.pop_all())
 
 
-def _check_nemo(checkpoint: Checkpoint[ModelConfig], config: ClipConfig) -> None:
-    """Require what holds for towers of NeMo's own alone.
+def _megatron(checkpoint: Checkpoint[ModelConfig], section: ClipSection) -> Tower:
+    """Find a `CLIPViTModel`, of which NeMo 2 keeps all in the checkpoint."""
+    config = clip_config(section, at=f"{checkpoint.config_at}: vision_transformer_config")
+    _check_layer(checkpoint)
+    infos = _trained(checkpoint)
+    rules = nemo_clip.megatron_rules(config, infos, before=ARCHIVE_PREFIX)
+    return Tower(config, clip_preprocessing(config), checkpoint.tensors, infos, rules, trained=True, opened=ExitStack())
+
+
+def _check_crop(checkpoint: Checkpoint[ModelConfig], config: ClipConfig) -> None:
+    """Require pictures of the tower's size.
 
     Raises:
-        ProductError: pictures of another size, or a layer that NeMo gives in another form than transformers.
+        ProductError: NeMo would have stretched the tower's positions.
     """
-    mm_cfg = checkpoint.config.mm_cfg
-    at = f"{checkpoint.config_at}: mm_cfg"
-    if mm_cfg.crop_size != (config.image_size, config.image_size):
+    crop = checkpoint.config.mm_cfg.crop_size
+    if crop != (config.image_size, config.image_size):
         raise config_error(
-            f"{at}.crop_size",
-            f"pictures of {mm_cfg.crop_size} pixels for a tower that takes {config.image_size}",
-            "use a checkpoint whose pictures were not scaled to other positions",
+            f"{checkpoint.config_at}: mm_cfg.crop_size",
+            f"pictures of {crop} pixels for a tower that takes {config.image_size}",
+            "use a checkpoint whose pictures have the tower's size",
         )
-    layer = mm_cfg.vision_encoder.vision_select_layer
+
+
+def _check_layer(checkpoint: Checkpoint[ModelConfig]) -> None:
+    """Require a layer counted from the end.
+
+    Raises:
+        ProductError: NeMo's own towers give all their layers then, whatever the number.
+    """
+    layer = checkpoint.config.mm_cfg.vision_encoder.vision_select_layer
     if layer >= 0:
         raise config_error(
-            f"{at}.vision_encoder.vision_select_layer",
-            f"is {layer}, for which NeMo's own CLIP gives its last layer behind the last norm",
+            f"{checkpoint.config_at}: mm_cfg.vision_encoder.vision_select_layer",
+            f"is {layer}, which towers of NeMo's own do not count from the first layer",
             "use a checkpoint that was trained with a layer counted from the end, as -2",
         )
 

@@ -320,6 +320,22 @@ def test_nemos_own_clip_is_transformers(tmp_path: Path, case: Case, *, legacy: b
     assert difference(found, reference(case, tower, state, pixels)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("last_norm", [True, False])
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_megatrons_clip_is_transformers(tmp_path: Path, layer: int, *, last_norm: bool) -> None:
+    """As a checkpoint of NeMo 2 is read: sizes beside the other settings, weights where a trained tower lies."""
+    case = Case(CLIP, layer=layer)
+    tower, state = towers.make_clip(case.image_size), projector_state(case.projector)
+    archive = Archive.read(write(tmp_path, case, tower, state))
+    archive.set_config("mm_cfg.vision_encoder.megatron", towers.clip_section(tower))
+    ours = towers.megatron_clip_state(tower, last_norm=last_norm)
+    weights = state_of(archive) | {nemo_writer.TOWER + name: tensor for name, tensor in ours.items()}
+    archive.members[CKPT] = saved(weights)
+    recipe = convert(archive.write(tmp_path), tmp_path / "out")
+    pixels = pixels_for(case)
+    assert difference(encode(tmp_path / "out", recipe, pixels), reference(case, tower, state, pixels)) <= TOLERANCE
+
+
 @pytest.mark.parametrize("legacy", [True, False])
 def test_the_other_order_of_queries_keys_and_values_is_seen(tmp_path: Path, *, legacy: bool) -> None:
     case, _ = NEMO_CASES["head by head"]
@@ -334,12 +350,12 @@ def test_the_other_order_of_queries_keys_and_values_is_seen(tmp_path: Path, *, l
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"class_token_length": 8}, "vision.class_token_length is 8, not 1"),
-        ({"class_token_length": None}, "vision.class_token_length is None, not 1"),
-        ({"preprocess_layernorm": False}, "vision.preprocess_layernorm is False, not True"),
+        ({"class_token_length": 8}, "class_token_length is 8, not 1"),
+        ({"class_token_length": None}, "class_token_length is None, not 1"),
+        ({"preprocess_layernorm": False}, "preprocess_layernorm is False, not True"),
         ({"normalization": "layernorm1p"}, "'layernorm1p', not 'layernorm'"),
-        ({"activation": "swiglu", "layerscale": True}, "vision.layerscale is True"),
-        ({"kv_channels": 32}, "vision.kv_channels is 32"),
+        ({"activation": "swiglu", "layerscale": True}, "layerscale is True"),
+        ({"kv_channels": 32}, "kv_channels is 32"),
         ({"num_layers": 2}, "which the model does not have"),
         ({"num_layers": 4}, "missing: vision_model.encoder.layers.3."),
         ({"img_h": 56, "img_w": 56}, "mm_cfg.crop_size"),

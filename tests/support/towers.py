@@ -161,10 +161,10 @@ def nemo_clip_state(tower: CLIPVisionModel, *, legacy: bool) -> dict[str, Tensor
     return {f"backbone.{name}": tensor.contiguous() for name, tensor in state.items()}
 
 
-def nemo_clip_archive(tower: CLIPVisionModel, *, legacy: bool, **changes: object) -> Archive:
-    """The `.nemo` of a `MegatronCLIPModel` around a tower; `changes` are made in its section `vision`."""
+def clip_section(tower: CLIPVisionModel) -> dict[str, object]:
+    """NeMo's configuration of a tower of its own."""
     config = tower.config
-    vision = {
+    return {
         "img_h": config.image_size,
         "img_w": config.image_size,
         "patch_dim": PATCH,
@@ -178,9 +178,12 @@ def nemo_clip_archive(tower: CLIPVisionModel, *, legacy: bool, **changes: object
         "normalization": "layernorm",
         "layernorm_epsilon": config.layer_norm_eps,
         "activation": "approx-gelu",
-        "megatron_legacy": legacy,
-        "output_dim": "${model.output_dim}",
     }
+
+
+def nemo_clip_archive(tower: CLIPVisionModel, *, legacy: bool, **changes: object) -> Archive:
+    """The `.nemo` of a `MegatronCLIPModel` around a tower; `changes` are made in its section `vision`."""
+    vision = clip_section(tower) | {"megatron_legacy": legacy, "output_dim": "${model.output_dim}"}
     state = {f"model.vision_encoder.{name}": value for name, value in nemo_clip_state(tower, legacy=legacy).items()}
     state |= {
         "model.vision_encoder.head.weight": torch.zeros(8, WIDTH),
@@ -189,3 +192,39 @@ def nemo_clip_archive(tower: CLIPVisionModel, *, legacy: bool, **changes: object
     }
     document = {"output_dim": 8, "vision": vision | changes, "text": {}}
     return Archive({CONFIG: yaml.safe_dump(document).encode(), CKPT: saved(state)})
+
+
+def megatron_clip_state(tower: CLIPVisionModel, *, last_norm: bool) -> dict[str, Tensor]:
+    """The tensors of Megatron-core's `CLIPViTModel`, from a tower of transformers.
+
+    As NeMo's `convert_clip_hf_to_nemo.py` writes them: queries, key and value of each head in turn.
+
+    Args:
+        tower: The weights.
+        last_norm: Whether the norm behind the last layer, which NeVA's towers do not have, is written.
+    """
+    theirs = tower.state_dict()
+    heads = tower.config.num_attention_heads
+    state = {
+        "class_token": theirs["embeddings.class_embedding"].reshape(1, 1, -1),
+        "conv1.weight": theirs["embeddings.patch_embedding.weight"],
+        "position_embeddings.weight": theirs["embeddings.position_embedding.weight"],
+    }
+    for kind in ("weight", "bias"):
+        state[f"ln_pre.{kind}"] = theirs[f"pre_layrnorm.{kind}"]
+        if last_norm:
+            state[f"decoder.final_layernorm.{kind}"] = theirs[f"post_layernorm.{kind}"]
+        for layer in range(tower.config.num_hidden_layers):
+            block, encoder = f"decoder.layers.{layer}", f"encoder.layers.{layer}"
+            query, key, value = (
+                theirs[f"{encoder}.self_attn.{name}_proj.{kind}"].unflatten(0, (heads, -1)) for name in "qkv"
+            )
+            state |= {
+                f"{block}.self_attention.linear_qkv.{kind}": torch.cat([query, key, value], 1).flatten(0, 1),
+                f"{block}.self_attention.linear_qkv.layer_norm_{kind}": theirs[f"{encoder}.layer_norm1.{kind}"],
+                f"{block}.self_attention.linear_proj.{kind}": theirs[f"{encoder}.self_attn.out_proj.{kind}"],
+                f"{block}.mlp.linear_fc1.{kind}": theirs[f"{encoder}.mlp.fc1.{kind}"],
+                f"{block}.mlp.linear_fc1.layer_norm_{kind}": theirs[f"{encoder}.layer_norm2.{kind}"],
+                f"{block}.mlp.linear_fc2.{kind}": theirs[f"{encoder}.mlp.fc2.{kind}"],
+            }
+    return {name: tensor.contiguous() for name, tensor in state.items()}

@@ -29,6 +29,37 @@ class LlmSection(_Section):
     """Decides the pieces at the place of media."""
 
 
+class ClipSection(_Section):
+    """A tower of NeMo's own: `vision` of a CLIP's `model_config.yaml`; defaults are NeMo's."""
+
+    img_h: Count
+    img_w: Count
+    patch_dim: Count
+    num_channels: Count = 3
+    class_token_length: Annotated[int, Field(ge=0)] | None = None
+    """Absent or 0: none."""
+    preprocess_layernorm: bool = False
+    num_layers: Count
+    hidden_size: Count
+    ffn_hidden_size: Count
+    num_attention_heads: Count
+    kv_channels: Count | None = None
+    normalization: str = "layernorm"
+    layernorm_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    activation: str = "gelu"
+    openai_gelu: bool = False
+    bias_activation_fusion: bool = False
+    layerscale: bool = False
+    megatron_legacy: bool = False
+    """Whether the fused attention input has all queries, then all keys, then all values."""
+
+
+class ClipModelConfig(_Section):
+    """The configuration of a whole CLIP, as far as NeVA reads it."""
+
+    vision: ClipSection
+
+
 class VisionSection(_Section):
     """`mm_cfg.vision_encoder`."""
 
@@ -44,6 +75,8 @@ class VisionSection(_Section):
     vision_select_layer: int = -2
     vision_select_feature: str = "patch"
     class_token_length: Annotated[int, Field(ge=0)] = 1
+    megatron: ClipSection | None = None
+    """A tower of Megatron-core's own, whose sizes NeMo 2 keeps in the checkpoint; NeMo 1 has no such key."""
 
 
 class LitaSection(_Section):

@@ -18,7 +18,7 @@ from multimodal_builder.mappings.base import Ignore, Rename, Rule, Shape, SplitQ
 from multimodal_builder.mappings.vit import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from multimodal_builder.checkpoints.tensors import Array, TensorInfo, TensorSource
     from multimodal_builder.tower_config import ClipConfig
@@ -32,7 +32,9 @@ POSITIONS: Final = f"{BACKBONE}position_embeddings"
 PATCH_BIAS: Final = f"{BACKBONE}linear_encoder.bias"
 
 _LAYER: Final = PREFIX + "encoder.layers.{n}."
+_EMBEDDINGS: Final = PREFIX + "embeddings."
 _BLOCK: Final = BACKBONE + "transformer.layers.{n}."
+_MEGATRON_BLOCK: Final = "decoder.layers.{n}."
 
 _NEMO_1: Final = {
     f"{BACKBONE}preprocess_layernorm": f"{PREFIX}pre_layrnorm",
@@ -44,6 +46,15 @@ _NEMO_1: Final = {
     f"{_BLOCK}mlp.dense_4h_to_h": f"{_LAYER}mlp.fc2",
 }
 """Modules with weight and bias."""
+
+_MEGATRON: Final = {
+    f"{_MEGATRON_BLOCK}self_attention.linear_qkv.layer_norm_": f"{_LAYER}layer_norm1.",
+    f"{_MEGATRON_BLOCK}self_attention.linear_proj.": f"{_LAYER}self_attn.out_proj.",
+    f"{_MEGATRON_BLOCK}mlp.linear_fc1.layer_norm_": f"{_LAYER}layer_norm2.",
+    f"{_MEGATRON_BLOCK}mlp.linear_fc1.": f"{_LAYER}mlp.fc1.",
+    f"{_MEGATRON_BLOCK}mlp.linear_fc2.": f"{_LAYER}mlp.fc2.",
+}
+"""The same, up to `weight` and `bias`; Transformer Engine holds a norm with the layer behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,23 @@ class Reshape:
     def apply(self, array: Array) -> tuple[Array, ...]:
         """Keep the values."""
         return (array.reshape(self.shape),)
+
+
+@dataclass(frozen=True, slots=True)
+class Twice:
+    """The same values under two names."""
+
+    source: str
+    first: str
+    second: str
+
+    def targets(self, info: TensorInfo) -> tuple[tuple[str, Shape], ...]:
+        """Keep the shape."""
+        return ((self.first, info.shape), (self.second, info.shape))
+
+    def apply(self, array: Array) -> tuple[Array, ...]:
+        """Keep the values."""
+        return array, array
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +122,59 @@ def nemo1_rules(config: ClipConfig, *, before: str, legacy: bool) -> tuple[Rule,
         before: What stands in front of `backbone.`.
         legacy: `megatron_legacy`: the fused attention input has all queries, then all keys, then all values.
     """
-    embeddings = f"{PREFIX}embeddings."
     heads = 1 if legacy else config.num_attention_heads
     return (
-        Reshape(f"{before}{BACKBONE}cls_token", f"{embeddings}class_embedding", (config.hidden_size,)),
+        Reshape(f"{before}{BACKBONE}cls_token", f"{_EMBEDDINGS}class_embedding", (config.hidden_size,)),
         PatchRows(
             f"{before}{BACKBONE}linear_encoder.weight",
-            f"{embeddings}patch_embedding.weight",
+            f"{_EMBEDDINGS}patch_embedding.weight",
             config.patch_size,
             config.num_channels,
         ),
-        *(Rename(f"{before}{POSITIONS}{kind}", f"{embeddings}position_embedding.weight") for kind in ("", ".weight")),
+        *(Rename(f"{before}{POSITIONS}{kind}", f"{_EMBEDDINGS}position_embedding.weight") for kind in ("", ".weight")),
         *_affine(_NEMO_1, before),
         *_attention(f"{before}{_BLOCK}self_attention.query_key_value", heads),
         Ignore(f"{before}head.weight", why="CLIP's projection, behind the layer that NeVA takes"),
         Ignore("model.text_encoder.*", why="the text half"),
         Ignore("model.logit_scale", why="of the contrastive training"),
+    )
+
+
+def megatron_rules(config: ClipConfig, names: Iterable[str], *, before: str) -> tuple[Rule, ...]:
+    """Map `CLIPViTModel`.
+
+    It ends with its last layer. transformers' class has a norm behind, which no layer that NeVA takes has passed: where
+    the checkpoint has none, its values do not matter, and those of the norm in front are taken.
+
+    Args:
+        config: The sizes.
+        names: The tensors there are.
+        before: What stands in front of all names.
+    """
+    last = any(name.startswith(f"{before}decoder.final_layernorm.") for name in names)
+    first_norm: list[Rule] = []
+    for kind in ("weight", "bias"):
+        front, back = f"{PREFIX}pre_layrnorm.{kind}", f"{PREFIX}post_layernorm.{kind}"
+        first_norm += (
+            [
+                Rename(f"{before}ln_pre.{kind}", front),
+                Rename(f"{before}decoder.final_layernorm.{kind}", back),
+            ]
+            if last
+            else [Twice(f"{before}ln_pre.{kind}", front, back)]
+        )
+    return (
+        Reshape(f"{before}class_token", f"{_EMBEDDINGS}class_embedding", (config.hidden_size,)),
+        Rename(f"{before}conv1.weight", f"{_EMBEDDINGS}patch_embedding.weight"),
+        Rename(f"{before}position_embeddings.weight", f"{_EMBEDDINGS}position_embedding.weight"),
+        *first_norm,
+        *(
+            Rename(f"{before}{source}{kind}", f"{target}{kind}")
+            for source, target in _MEGATRON.items()
+            for kind in ("weight", "bias")
+        ),
+        *_attention(f"{before}{_MEGATRON_BLOCK}self_attention.linear_qkv", config.num_attention_heads),
+        Ignore(f"{before}*._extra_state*", why="of Transformer Engine, empty without FP8"),
     )
 
 
