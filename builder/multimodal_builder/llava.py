@@ -29,6 +29,11 @@ PREFIXES: Final = {
 }
 """What stands in front of a component's names, in place of what."""
 
+EMBEDDING: Final = "model.embed_tokens.weight"
+"""Of the language models that transformers' LLaVA takes: it finds their parts under Llama's names."""
+UNSCALED: Final = ("gemma",)
+"""Multiply what they look up, which NeMo's training does to media too (`multimodal_modeling.llm`); LLaVA does not."""
+
 _STRATEGY: Final = {0: "full", 1: "default"}
 """`vision_feature_select_strategy` by the number of leading tokens that are dropped."""
 
@@ -42,7 +47,7 @@ def write_llava(plan: Plan, folder: Path, *, dtype: Dtype | None) -> None:
         dtype: Type of all weights; None keeps each as it is.
 
     Raises:
-        ProductError: transformers' LLaVA has no place for this projector or selection of tokens.
+        ProductError: transformers' LLaVA has no place for this language model, projector or selection of tokens.
     """
     parts = {component.folder: component for component in plan.components}
     _check(plan, ProjectorConfig.model_validate(parts[PROJECTOR_DIR].files["config.json"]))
@@ -63,6 +68,14 @@ def write_llava(plan: Plan, folder: Path, *, dtype: Dtype | None) -> None:
 
 
 def _check(plan: Plan, projector: ProjectorConfig) -> None:
+    language = plan.language_model
+    if EMBEDDING not in language.parameters or language.config["model_type"] in UNSCALED:
+        raise ProductError(
+            Reason.UNSUPPORTED_MODEL,
+            at="--layout llava",
+            problem=f"transformers' LLaVA cannot hold a {language.config['architectures'][0]} as NeMo trains it",
+            remedy="leave the option out: the canonical folder holds everything",
+        )
     dropped = _dropped(plan.recipe.seeing())
     if plan.recipe.seeing().video is not None:
         raise ProductError(

@@ -28,11 +28,13 @@ from transformers import (
     Starcoder2Config,
 )
 
+from multimodal_api.build import ExitCode
 from multimodal_api.engine import Dtype
 from multimodal_api.families import Family, LlmType
 from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.inspection import inspect
+from multimodal_builder.main import main
 from multimodal_builder.mappings.base import SplitGated, SplitQkv, TransposeQkv
 from multimodal_modeling.model import MultimodalModel
 from multimodal_modeling.sampling import SamplingParameters, make_generator, sample
@@ -180,7 +182,6 @@ CASES = {
         SWIGLU
         | {"num_query_groups": 2, "rotary_base": 1e6, "num_moe_experts": 4, "moe_router_topk": 2}
         | {"moe_router_pre_softmax": True},
-        distributed=False,
         model="MixtralForCausalLM",
     ),
     "gemma": Case(
@@ -473,3 +474,14 @@ def test_gemma_scales_media_as_it_scales_text(tmp_path: Path) -> None:
 
     assert distance(served.prompt_embeddings(ids.tolist(), range(4, 7), media)) <= TOLERANCE
     assert distance(splice(served.llm.embed(ids), media, torch.arange(4, 7))) > WRONG
+
+
+@pytest.mark.parametrize("name", ["gemma", "gpt-2", "falcon, new"])
+def test_models_that_transformers_llava_cannot_hold_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    case = CASES[name]
+    path = write_checkpoint(tmp_path, make_reference(case.config), case)
+    arguments = [str(path), str(tmp_path / "out"), "--llm-type", case.llm_type]
+    assert main(["convert", *arguments, "--layout", "llava"]) == ExitCode.REFUSED
+    assert f"cannot hold a {case.model}" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.families import LlmType
@@ -35,8 +36,16 @@ ARCHITECTURES: Final[Mapping[LlmType, tuple[Architecture, ...]]] = {
 
 
 def nearest(config: LanguageConfig, llm_type: LlmType) -> Architecture:
-    """Give the type's architecture that has the least against a configuration: nothing, if the type is right."""
-    return min(ARCHITECTURES[llm_type], key=lambda architecture: len(architecture.broken(config)))
+    """Give the type's architecture that holds a configuration, or else the one that this was probably made for.
+
+    Requirements stand in their tables with what defines a class first: the later one is broken, the nearer the class.
+    """
+
+    def held(architecture: Architecture) -> float:
+        holds = (requirement.holds(config) for requirement in architecture.requirements)
+        return next((number for number, held in enumerate(holds) if not held), math.inf)
+
+    return max(ARCHITECTURES[llm_type], key=held)
 
 
 def fitting_types(config: LanguageConfig) -> tuple[LlmType, ...]:

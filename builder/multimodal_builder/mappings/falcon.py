@@ -67,10 +67,10 @@ def _describe(config: LanguageConfig) -> JsonObject:
 FALCON: Final = Architecture(
     name="FalconForCausalLM",
     requirements=(
+        need.ROPE,
         need.DENSE,
         need.LAYERNORM,
         need.UNGATED,
-        need.ROPE,
         need.WHOLE_HEADS,
         need.USUAL_HEADS,
         need.EVERYTHING,

@@ -36,12 +36,12 @@ def _describe(config: LanguageConfig) -> JsonObject:
 GEMMA: Final = Architecture(
     name="GemmaForCausalLM",
     requirements=(
+        need.ROPE,
         need.DENSE,
         need.RMSNORM,
         need.one_of("activation", ("geglu", "fast-geglu")),
         need.one_of("openai_gelu", (True,)),
         need.NO_BIAS,
-        need.ROPE,
         need.WHOLE_HEADS,
         need.EVERYTHING,
         need.one_of("apply_embedding_scaling", (None, True)),

@@ -72,11 +72,11 @@ def _describe(config: LanguageConfig) -> JsonObject:
 
 
 _SHARED: Final = (
+    need.LEARNED,
     need.DENSE,
     need.LAYERNORM,
     need.UNGATED,
     need.BIAS,
-    need.LEARNED,
     need.USUAL_HEADS,
     need.EVERYTHING,
     need.UNSCALED,

@@ -44,10 +44,10 @@ def _describe_mistral(config: LanguageConfig) -> JsonObject:
 
 
 _SHARED: Final = (
+    need.ROPE,
     need.DENSE,
     need.RMSNORM,
     *need.SWIGLU,
-    need.ROPE,
     need.WHOLE_HEADS,
     need.UNSCALED,
     need.SEQUENTIAL,

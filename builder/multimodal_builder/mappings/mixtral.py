@@ -46,11 +46,11 @@ def _describe(config: LanguageConfig) -> JsonObject:
 MIXTRAL: Final = Architecture(
     name="MixtralForCausalLM",
     requirements=(
+        need.ROPE,
         need.EXPERTS,
         need.RMSNORM,
         *need.SWIGLU,
         need.NO_BIAS,
-        need.ROPE,
         need.WHOLE_HEADS,
         need.UNSCALED,
         need.SEQUENTIAL,

@@ -44,10 +44,10 @@ def _describe(config: LanguageConfig) -> JsonObject:
 NEMOTRON: Final = Architecture(
     name="NemotronForCausalLM",
     requirements=(
+        need.ROPE,
         need.DENSE,
         need.LAYERNORM,
         need.UNGATED,
-        need.ROPE,
         need.EVERYTHING,
         need.UNSCALED,
         need.SEQUENTIAL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -27,7 +28,12 @@ class Requirement(NamedTuple):
 def one_of(key: str, allowed: tuple[object, ...]) -> Requirement:
     """Require one of some values."""
     value = attrgetter(key)
-    return Requirement(key, lambda config: value(config) in allowed, " or ".join(map(repr, allowed)))
+    return Requirement(key, lambda config: value(config) in allowed, " or ".join(map(_spelled, allowed)))
+
+
+def _spelled(value: object) -> str:
+    """Write a value as it stands in a configuration."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 ROPE: Final = one_of("position_embedding_type", ("rope",))

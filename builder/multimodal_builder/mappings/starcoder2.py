@@ -36,11 +36,11 @@ def _describe(config: LanguageConfig) -> JsonObject:
 STARCODER2: Final = Architecture(
     name="Starcoder2ForCausalLM",
     requirements=(
+        need.ROPE,
         need.DENSE,
         need.one_of("normalization", ("layernorm", "low_precision_layernorm")),
         need.one_of("layernorm_zero_centered_gamma", (False,)),
         need.UNGATED,
-        need.ROPE,
         need.WHOLE_HEADS,
         need.USUAL_HEADS,
         need.UNSCALED,

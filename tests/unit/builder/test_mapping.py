@@ -7,8 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multimodal_builder.casts import cast
 from multimodal_builder.checkpoints.tensors import TensorInfo
-from multimodal_builder.mappings.base import Ignore, Mapped, Rename, SplitGated, SplitQkv, interpret
+from multimodal_builder.mappings.base import (
+    Ignore,
+    Mapped,
+    Offset,
+    Rename,
+    SplitGated,
+    SplitQkv,
+    Transpose,
+    TransposeQkv,
+    interpret,
+)
 from multimodal_builder.mappings.language_model import LanguageModel
 from multimodal_builder.mappings.llama import LLAMA
 from support.settings import model_config
@@ -60,12 +71,55 @@ def test_the_gate_comes_first(rows: int, width: int) -> None:
     np.testing.assert_array_equal(found[1], up)
 
 
+@given(heads=st.integers(1, 4), size=st.integers(1, 4), width=st.integers(1, 3), dtype=st.sampled_from(["<f4", "<u2"]))
+def test_gpt2_has_all_queries_all_keys_all_values_and_rows_for_columns(
+    heads: int, size: int, width: int, dtype: str
+) -> None:
+    numbers = np.arange(3 * heads * size * width).astype(dtype).reshape(-1, width)
+    rule = TransposeQkv("qkv", "c_attn", heads=heads)
+    for array in (numbers, numbers[:, 0]):
+        (found,) = rule.apply(fuse(*np.split(array, 3), heads))
+        ((_, shape),) = rule.targets(TensorInfo("F32", array.shape))
+        assert shape == array.T.shape
+        np.testing.assert_array_equal(found.ravel(), array.T.ravel())  # in C order
+
+
+def test_transposing_leaves_biases_alone() -> None:
+    matrix = np.arange(6).reshape(2, 3)
+    rule = Transpose("fc", "c_fc")
+    (turned,) = rule.apply(matrix)
+    (bias,) = rule.apply(matrix[0])
+    np.testing.assert_array_equal(turned, [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(bias, matrix[0])
+    assert rule.targets(TensorInfo("F32", (2, 3))) == (("c_fc", (3, 2)),)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_an_offset_is_added_in_every_type(dtype: str) -> None:
+    values = np.array([0.5, 1.0, 1.25, -3.0], np.float32)
+    (found,) = Offset("norm", "norm", by=-1.0).apply(cast(values, source="F32", target=dtype))
+    np.testing.assert_array_equal(cast(found, source=dtype, target="F32"), values - 1)
+
+
+def test_experts_have_numbers_of_their_own() -> None:
+    rules = (Rename("l.{n}.e.{e}.w", "m.{n}.x.{e}.v"),)
+    index = {f"l.{n}.e.{e}.w": TensorInfo("F32", (1,)) for n in range(2) for e in (0, 11)}
+    wanted: dict[str, tuple[int, ...]] = {f"m.{n}.x.{e}.v": (1,) for n in range(2) for e in (0, 11)}
+    result = interpret(rules, index, wanted)
+    assert (result.unknown, result.missing, result.wrong) == ((), (), ())
+
+
 @pytest.mark.parametrize(
     ("rule", "shape"),
-    [(qkv(4, 2), (15, 8)), (qkv(4, 3), (20, 8)), (SplitGated("x", gate="g", up="u"), (5, 2))],
-    ids=["no whole heads", "heads not shared out evenly", "no two halves"],
+    [
+        (qkv(4, 2), (15, 8)),
+        (qkv(4, 3), (20, 8)),
+        (SplitGated("x", gate="g", up="u"), (5, 2)),
+        (TransposeQkv("x", "y", heads=2), (9, 8)),
+    ],
+    ids=["no whole heads", "heads not shared out evenly", "no two halves", "no whole heads of GPT-2"],
 )
-def test_impossible_shapes_are_refused(rule: SplitQkv | SplitGated, shape: tuple[int, ...]) -> None:
+def test_impossible_shapes_are_refused(rule: SplitQkv | SplitGated | TransposeQkv, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="rows"):
         rule.targets(TensorInfo("F32", shape))
 
