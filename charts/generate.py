@@ -38,7 +38,8 @@ README: Final = """\
 # multimodal-operator
 
 Installs the operator, the CustomResourceDefinition `multimodaldeployments.multimodal.dev` and the rights that the
-operator needs, and no more: a ClusterRole, or a Role in each of `watch.namespaces`.
+operator needs, and no more: a ClusterRole, or a Role in each of `watch.namespaces` (and then one right everywhere:
+to let go of its own resources in a namespace that is being deleted).
 
 ```
 helm install multimodal-operator charts/multimodal-operator --namespace multimodal-system --create-namespace \\

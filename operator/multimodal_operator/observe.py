@@ -27,12 +27,16 @@ class Observer:
         self._inquiries = inquiries
         self._images = images
 
-    async def snapshot(self, namespace: str, name: str) -> Snapshot | None:
-        """See one resource; None when it does not exist (any more)."""
+    def resource(self, namespace: str, name: str) -> Resource | None:
+        """See a resource itself; None when it does not exist (any more)."""
         obj = self._mirror.get(RESOURCE, namespace, name)
-        if obj is None:
+        return None if obj is None else views.resource(obj)
+
+    async def snapshot(self, namespace: str, name: str) -> Snapshot | None:
+        """See one resource and all around it; None when it does not exist (any more)."""
+        resource = self.resource(namespace, name)
+        if resource is None:
             return None
-        resource = views.resource(obj)
         want = resolve(resource, resource.spec) if resource.spec else None
         jobs = self._jobs(resource, want)
         pods = self._pods(resource, jobs)

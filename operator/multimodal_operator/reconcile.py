@@ -11,6 +11,7 @@ from multimodal_api.logs import FIELDS
 from multimodal_api.reasons import Reason
 from multimodal_api.status import ConditionStatus, ConditionType
 from multimodal_operator import metrics
+from multimodal_operator.kube import FORBIDDEN, KubeError
 from multimodal_operator.plan import Plan, plan
 
 if TYPE_CHECKING:
@@ -47,6 +48,17 @@ class Reconciler:
         Raises:
             KubeError: The API server could not be asked or written to.
         """
+        try:
+            return await self._reconcile(namespace, name)
+        except KubeError as error:
+            resource = self._observer.resource(namespace, name)
+            if error.code != FORBIDDEN or resource is None or resource.deleting_since is None:
+                raise
+            # The whole namespace goes, and our rights in it went first: what is left there ends without us.
+            await self._writer.release(resource)
+            return None
+
+    async def _reconcile(self, namespace: str, name: str) -> float | None:
         refusals: tuple[Refusal, ...] = ()
         for _pass in range(PASSES):
             seen = await self._observer.snapshot(namespace, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from faults.fake_api import RefusedError
 from faults.harness import NAMESPACE, Harness, spec
 
 from multimodal_api import labels
@@ -226,6 +227,17 @@ async def test_deletion_does_not_wait_for_ever(ready: Harness) -> None:
     assert ready.api.find(RESOURCE, NAMESPACE, "neva") is None
     notes = [event["note"] for event in ready.api.all(EVENT) if event["reason"] == "Deleting"]
     assert any(pod["metadata"]["name"] in note for note in notes)
+
+
+async def test_a_namespace_that_takes_the_rights_with_it_is_let_go(ready: Harness) -> None:
+    def forbid(_method: str, path: str) -> None:
+        if not path.endswith("/multimodaldeployments/neva"):
+            raise RefusedError(403, "Forbidden", f"no rights in a namespace that goes: {path}")
+
+    ready.api.before = forbid
+    ready.delete("neva")
+    await ready.settle()
+    assert ready.api.find(RESOURCE, NAMESPACE, "neva") is None
 
 
 async def test_two_resources_build_one_engine_once() -> None:
