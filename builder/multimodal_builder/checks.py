@@ -196,19 +196,11 @@ FAMILY: Final[dict[Family, tuple[ConfigRule[ModelConfig], ...]]] = {
 
 TOKENIZER: Final[tuple[ConfigRule[LanguageConfig], ...]] = (
     ConfigRule(
-        "tokenizer.library",
-        lambda c: c.tokenizer.library,
-        lambda c: c.tokenizer.library == "sentencepiece",
-        "only sentencepiece tokenizers are read by this version",
-        "use a checkpoint with a SentencePiece tokenizer in it",
-        Reason.UNSUPPORTED_MODEL,
-    ),
-    ConfigRule(
-        "tokenizer.additional_special_tokens",
-        lambda c: c.tokenizer.additional_special_tokens,
-        lambda c: not c.tokenizer.additional_special_tokens,
-        "tokens beside the SentencePiece model are not implemented",
-        "add them to the SentencePiece model with NeMo's add_special_tokens_to_sentencepiece.py",
+        "tokenizer.special_tokens",
+        lambda c: c.tokenizer.special_tokens,
+        lambda c: not c.tokenizer.special_tokens,
+        "tokens that training renamed are not implemented",
+        "use a checkpoint whose tokenizer has the tokens itself",
         Reason.UNSUPPORTED_MODEL,
     ),
 )
@@ -217,8 +209,8 @@ TOKENIZER: Final[tuple[ConfigRule[LanguageConfig], ...]] = (
 def check_config(sources: Sources, family: Family, llm_type: LlmType) -> Iterator[Failure]:
     """List every rule that a model of the family breaks; the language model may have its own checkpoint."""
     visual, language = sources.visual, sources.language
-    yield from _broken((*FAMILY[family], *VISUAL), visual.config, visual.config_at)
-    yield from _broken((*TOKENIZER, *DECODER), language.config, language.config_at)
+    yield from _broken((*FAMILY[family], *VISUAL, *TOKENIZER), visual.config, visual.config_at)
+    yield from _broken(DECODER, language.config, language.config_at)
     yield from _check_llm_type(language, llm_type)
     yield from _check_language(sources)
 

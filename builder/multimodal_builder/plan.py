@@ -18,9 +18,9 @@ from multimodal_builder.components import (
 from multimodal_builder.lora import Adapters, merge_adapters
 from multimodal_builder.mappings import megatron
 from multimodal_builder.mappings.architectures import nearest
-from multimodal_builder.sentencepiece_tokenizer import convert_sentencepiece
 from multimodal_builder.templates import CONVERSATIONS, SEQUENCE_MARKS, media_marks, prompt_template
 from multimodal_builder.tokenizer import PICTURE, ConvertedTokenizer, Usage
+from multimodal_builder.tokenizer_files import convert_tokenizer, read_tokenizer
 from multimodal_builder.towers import Tower, find_tower
 from multimodal_builder.video import video_recipe
 from multimodal_builder.vision import projector_config, vision_recipe
@@ -110,23 +110,24 @@ def _merged(sources: Sources) -> Sources:
     return sources.with_language(merge_adapters(sources.language.tensors, adapters))
 
 
-def _tokenizer(sources: Sources, family: Family) -> ConvertedTokenizer:
-    config, language = sources.visual.config, sources.language
+def _usage(sources: Sources, family: Family) -> Usage:
+    config = sources.visual.config
     conversation = CONVERSATIONS[config.data.conv_template]
     marks = media_marks(config.mm_cfg.llm.model_type)
     video = video_recipe(config, family, marks)
-    medium = lay_out_video(video, rows=1, frames=1) if video else PICTURE
-    return convert_sentencepiece(
-        language.artifact("tokenizer.model", language.config.tokenizer.model),
-        Usage(
-            template=prompt_template(conversation, family, marks, start_end=config.mm_cfg.use_im_start_end),
-            marks=marks,
-            positions=language.config.positions,
-            replaced=SEQUENCE_MARKS if conversation.sequence_marks else {},
-            medium=medium,
-        ),
-        at=f"{language.at}: tokenizer.model",
+    return Usage(
+        template=prompt_template(conversation, family, marks, start_end=config.mm_cfg.use_im_start_end),
+        marks=marks,
+        positions=sources.language.config.positions,
+        replaced=SEQUENCE_MARKS if conversation.sequence_marks else {},
+        medium=lay_out_video(video, rows=1, frames=1) if video else PICTURE,
     )
+
+
+def _tokenizer(sources: Sources, family: Family) -> ConvertedTokenizer:
+    """Convert the visual checkpoint's tokenizer; that of the language model's own may lack the pieces of media."""
+    added = sources.visual.config.tokenizer.additional_special_tokens
+    return convert_tokenizer(read_tokenizer(sources.visual), added, _usage(sources, family))
 
 
 def _assemble(sources: Sources, family: Family, llm_type: LlmType, tokenizer: ConvertedTokenizer, tower: Tower) -> Plan:
@@ -152,7 +153,7 @@ def _assemble(sources: Sources, family: Family, llm_type: LlmType, tokenizer: Co
         language_model=language_model,
         tower=tower,
         tokenizer=tokenizer,
-        settings=tuple(sources.settings()),
+        settings=(*sources.settings(), *tokenizer.sources),
     )
 
 

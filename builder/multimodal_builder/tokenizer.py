@@ -68,6 +68,8 @@ class ConvertedTokenizer:
     """Number of pieces `<t0>`, `<t1>` and so on."""
     prompt_tokens: int
     """Length of the shortest prompt, without rows of media."""
+    sources: tuple[bytes, ...] = ()
+    """The files that it was made of."""
 
 
 class Original(Protocol):

@@ -172,7 +172,7 @@ class Sources:
 
     @property
     def language(self) -> Checkpoint[LanguageConfig]:
-        """The checkpoint that language model and tokenizer come from."""
+        """The checkpoint that the language model comes from."""
         return self.llm or self.visual
 
     def given(self) -> tuple[Checkpoint[LanguageConfig], ...]:
@@ -186,6 +186,5 @@ class Sources:
         return replace(self, llm=replace(self.llm, tensors=tensors))
 
     def settings(self) -> tuple[bytes, ...]:
-        """Give what decides the result beside weights, for the digest."""
-        tokenizer = self.language.artifact("tokenizer.model", self.language.config.tokenizer.model)
-        return (*(source.settings for source in self.given()), tokenizer)
+        """Give the configurations, for the digest."""
+        return tuple(source.settings for source in self.given())

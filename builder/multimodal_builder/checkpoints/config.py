@@ -101,13 +101,25 @@ class MultimodalSection(_Section):
     lita: Annotated[LitaSection, BeforeValidator(lambda section: section or {})] = LitaSection()
 
 
+def _token_list(value: object) -> object:
+    """Take the list out of the dictionary that Hugging Face tokenizers are given in NeMo."""
+    key = "additional_special_tokens"
+    return (value.get(key) if isinstance(value, dict) and set(value) == {key} else value) or ()
+
+
 class TokenizerSection(_Section):
     """`tokenizer`."""
 
     library: str
+    type: str | None = None
+    """Hub name of a Hugging Face tokenizer, or a kind of the library megatron."""
     model: str | None = None
     """`nemo:<member>` for a file in the archive."""
-    additional_special_tokens: Any = None
+    vocab_file: str | None = None
+    merge_file: str | None = None
+    special_tokens: dict[str, str] | None = None
+    additional_special_tokens: Annotated[tuple[str, ...], BeforeValidator(_token_list)] = ()
+    """What training added to the tokenizer."""
 
 
 class DataSection(_Section):

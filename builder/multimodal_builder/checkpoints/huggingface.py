@@ -154,20 +154,29 @@ def candidates(named: str, checkpoint: Path) -> tuple[Path, ...]:
     return beside / named, beside / Path(named).name  # an absolute path stays what it is
 
 
-def find_folder(named: str, checkpoint: Path, hub: Hub | None, *, key: str) -> HuggingFaceFolder:
+def find_folder(
+    named: str, checkpoint: Path, hub: Hub | None, *, key: str, holding: tuple[str, ...] = (CONFIG_NAME,)
+) -> HuggingFaceFolder:
     """Find the folder that a configuration value means: on the volume that the checkpoint lies on, else in the Hub.
 
+    Args:
+        named: The value.
+        checkpoint: Whose configuration it is from.
+        hub: Where else to look; None: nowhere.
+        key: Of the value, for an error.
+        holding: Files that the folder is known by; one is enough.
+
     Raises:
-        ProductError: none of these is a model's folder, or the Hub does not give it.
+        ProductError: none of these is such a folder, or the Hub does not give it.
     """
     beside = checkpoint.parent
     for candidate in candidates(named, checkpoint):
-        if (candidate / CONFIG_NAME).is_file():
+        if any((candidate / name).is_file() for name in holding):
             return HuggingFaceFolder(candidate)
     if hub is not None and is_repository(named):
         return HuggingFaceFolder(hub.fetch(named, at=f"{checkpoint.name}: {key}"))
     raise not_found(
         f"{checkpoint.name}: {key}",
-        f"{named!r} is no folder with a {CONFIG_NAME} on the volume",
-        f"put the model's folder beside the archive, as {Path(named).name!r} in {str(beside)!r}",
+        f"{named!r} is no folder with a {' or '.join(holding)} on the volume",
+        f"put that folder beside the archive, as {Path(named).name!r} in {str(beside)!r}",
     )
