@@ -36,6 +36,7 @@ from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.inspection import inspect
 from multimodal_builder.main import main
 from multimodal_builder.mappings.base import SplitGated, SplitQkv, TransposeQkv
+from multimodal_modeling.llm import LanguageModel
 from multimodal_modeling.model import MultimodalModel
 from multimodal_modeling.sampling import SamplingParameters, make_generator, sample
 from multimodal_modeling.splice import splice
@@ -349,13 +350,39 @@ def difference(found: PreTrainedModel, reference: PreTrainedModel) -> float:
     return worst
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_converted_models_score_as_the_original(tmp_path: Path, case: Case) -> None:
+@dataclass(frozen=True)
+class Converted:
+    case: Case
+    reference: PreTrainedModel
+    found: PreTrainedModel
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
+def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    case: Case = request.param
     reference = make_reference(case.config)
-    found = load(convert(write_checkpoint(tmp_path, reference, case), case))
-    assert type(found).__name__ == case.model
-    assert found.config.vocab_size == PADDED
-    assert difference(found, reference) <= TOLERANCE
+    path = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), reference, case)
+    return Converted(case, reference, load(convert(path, case)))
+
+
+def test_converted_models_score_as_the_original(converted: Converted) -> None:
+    assert type(converted.found).__name__ == converted.case.model
+    assert converted.found.config.vocab_size == PADDED
+    assert difference(converted.found, converted.reference) <= TOLERANCE
+
+
+def test_served_step_by_step_from_embeddings_they_score_the_same(converted: Converted) -> None:
+    """As a worker runs them: a prompt of embeddings, then one token at a time, all through one cache."""
+    served = LanguageModel(converted.found)
+    ids = torch.randint(0, VOCAB, (24,), generator=torch.Generator().manual_seed(9))
+    cache = served.new_cache()
+    with torch.inference_mode():
+        embeddings = served.embed(ids)
+        steps = [served.logits(embeddings[None, :12], cache, last=1)]
+        steps += [served.logits(embeddings[None, at : at + 1], cache) for at in range(12, 24)]
+        wanted = converted.reference(input_ids=ids[None]).logits[0, 11:]
+    found = torch.cat(steps, dim=1)[0, :, :VOCAB]
+    assert float((found - wanted).abs().max() / wanted.abs().max()) <= TOLERANCE
 
 
 def contiguous(rule: SplitQkv, array: Any) -> Any:
