@@ -31,6 +31,11 @@ MAX_BUFFERS: Final = 2**12
 MAX_BUFFER_BYTES: Final = 2**33
 """Far above any request within the limits: a size beyond these means that the stream is out of step."""
 
+MAX_PENALTY: Final = 2.0
+"""OpenAI's bound of the frequency and the presence penalty, either way."""
+MAX_TOP_LOGPROBS: Final = 20
+"""OpenAI's bound of `top_logprobs`."""
+
 
 class Sampling(Model):
     """How tokens are chosen."""
@@ -43,6 +48,10 @@ class Sampling(Model):
     """Only the best tokens that together have this probability; 0 is no bound. Greedy when `top_k` is 0 too."""
     repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Above 1 makes tokens of prompt and answer less likely."""
+    frequency_penalty: Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)] = 0.0
+    """Taken from a token's score for each time that the answer holds it."""
+    presence_penalty: Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)] = 0.0
+    """Taken from the score of every token that the answer holds."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the random choices; of no effect when greedy."""
 
@@ -81,6 +90,10 @@ class Generate(Model):
     max_new_tokens: Annotated[int, Field(ge=1)]
     stop_token_ids: frozenset[TokenId]
     """Any of these ends the answer, and is not part of it."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """Before so many tokens, none of `stop_token_ids` is chosen."""
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    """How many of the best tokens to score beside each token; None scores nothing."""
 
 
 class Cancel(Model):
@@ -119,12 +132,22 @@ class Failed(Model):
     failure: Failure
 
 
+class TokenScore(Model):
+    """What the model itself thinks of a token, before temperature, cuts and penalties: natural logarithms."""
+
+    logprob: float
+    top: tuple[tuple[TokenId, float], ...]
+    """The best tokens and theirs, best first."""
+
+
 class Tokens(Model):
     """The next tokens of an answer."""
 
     type: Literal["tokens"] = "tokens"
     request_id: RequestId
     token_ids: Annotated[tuple[TokenId, ...], Field(min_length=1)]
+    scores: tuple[TokenScore, ...] = ()
+    """One for each token where `top_logprobs` was given."""
 
 
 class FinishReason(StrEnum):
@@ -145,7 +168,7 @@ class Timing(Model):
     encode: float
     """Media encoding, or waiting for it; about 0 when the cache had it."""
     generate: float
-    """From the first forward pass to the last token."""
+    """From the whole prompt to the last token; waiting for key/value memory is a part of it."""
 
 
 class Done(Model):
@@ -172,7 +195,11 @@ class Stats(Model):
     running: int
     """Requests that have a place."""
     waiting: int
-    """Requests that wait for one."""
+    """Requests that wait for one, or for memory."""
+    kv_positions: int
+    """Positions that fit in the key/value memory; 0 where the backend does not say."""
+    kv_positions_used: int
+    """Positions of it that requests have taken."""
     media_cache_hits: int
     media_cache_misses: int
     media_cache_bytes: int

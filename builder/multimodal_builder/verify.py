@@ -11,9 +11,9 @@ import torch
 from multimodal_api.engine import MODEL_DIR
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
+from multimodal_api.worker_protocol import Sampling
 from multimodal_modeling.generate import generate
 from multimodal_modeling.model import MultimodalModel
-from multimodal_modeling.sampling import SamplingParameters
 from multimodal_recipes.frames import choose_frames
 from multimodal_recipes.images import preprocess
 from multimodal_recipes.layout import lay_out
@@ -79,7 +79,7 @@ def _answer(model_dir: Path, inputs: BuildInputs) -> str:
     tokens = generate(
         model.llm,
         embeddings,
-        SamplingParameters(),
+        Sampling(),
         prompt_ids=(),
         vocab_size=recipe.vocab_size,
         eos_token_ids={*recipe.eos_token_ids, *tokenizer.stop_ids(recipe.stop_strings)},

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
 
 # Importing the one model's module costs a third of what transformers' package-level names do.
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from multimodal_modeling.kv import KvPool, KvShape
 from multimodal_modeling.pretrained import load_pretrained
+from multimodal_modeling.rows import NAME as ROWS
+from multimodal_modeling.rows import Rows
 from multimodal_recipes.recipe import LLM_DIR
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from multimodal_modeling.kv import SequenceCache
 
 
 class LanguageModel:
@@ -25,6 +32,11 @@ class LanguageModel:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._embedding = model.get_input_embeddings()
+        # Falcon's class alone, of those that we convert to, has an attention of its own that cannot be told anything.
+        self._takes_rows = bool(model._supports_attention_backend)  # noqa: SLF001 -- there is no public word for it
+        if self._takes_rows:
+            model.set_attn_implementation(ROWS)
+            model.set_experts_implementation(ROWS)
 
     @classmethod
     def load(cls, model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> LanguageModel:
@@ -65,6 +77,61 @@ class LanguageModel:
     def new_cache(self) -> Cache:
         """Make an empty key/value cache."""
         return DynamicCache(config=self._model.config)
+
+    @torch.inference_mode()
+    def new_pool(self, positions: int) -> KvPool:
+        """Allocate key/value memory for a number of positions."""
+        return KvPool(self._kv_shapes(), positions, dtype=self._model.dtype, device=self._model.device)
+
+    @torch.inference_mode()
+    def kv_bytes(self) -> int:
+        """Give the size of one position's keys and values."""
+        return sum(2 * shape.heads * shape.size for shape in self._kv_shapes()) * self._model.dtype.itemsize
+
+    def _kv_shapes(self) -> tuple[KvShape, ...]:
+        """Look at what one position leaves: configurations have many names for these numbers."""
+        cache = self.new_cache()
+        self.logits(self.embed(torch.tensor([[0]])), cache)
+        keys = [cast("Tensor", cast("Any", layer).keys) for layer in cache.layers]
+        return tuple(KvShape(layer.shape[1], layer.shape[3]) for layer in keys)
+
+    def prefill(self, embeddings: Tensor, cache: SequenceCache) -> Tensor:
+        """Take positions of one sequence into its cache and score what follows: [new, hidden] → [vocabulary rows]."""
+        scores = self.logits(embeddings[None], cache, last=1)[0, -1]
+        cache.length += len(embeddings)
+        return scores
+
+    def decode(self, ids: Sequence[int], pool: KvPool, caches: Sequence[SequenceCache], *, rows: int) -> Tensor:
+        """Give each of some sequences one token.
+
+        Args:
+            ids: One for each sequence.
+            pool: Where the caches are.
+            caches: Theirs, extended in place.
+            rows: Of every pass, at least the number of sequences. A result depends on this number, and on nothing of
+                the other sequences.
+
+        Returns:
+            [sequences, vocabulary rows].
+        """
+        if not self._takes_rows:
+            embedded = self.embed(torch.tensor(ids))[:, None]
+            return torch.stack([self.prefill(one, cache) for one, cache in zip(embedded, caches, strict=True)])
+        idle = [0] * (rows - len(ids))
+        positions = torch.tensor([cache.length for cache in caches] + idle, device=self._model.device)
+        together = Rows(pool, caches)
+        with together.attending():
+            output = self._model(
+                inputs_embeds=self.embed(torch.tensor([*ids, *idle]))[:, None],
+                position_ids=positions[:, None],
+                past_key_values=together,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        for cache in caches:
+            cache.length += 1
+        scores: Tensor = output.logits[: len(ids), -1]
+        return scores
 
     def logits(self, embeddings: Tensor, cache: Cache, *, last: int = 0) -> Tensor:
         """Take new positions into the cache and score the vocabulary behind them.

@@ -2,89 +2,153 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import torch
 
+from multimodal_api.errors import ProductError
+from multimodal_api.reasons import Reason
+from multimodal_api.worker_protocol import TokenScore
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from torch import Tensor
+
+    from multimodal_api.worker_protocol import Sampling
 
 COLDEST: Final = 1e-6
 """Temperatures below this are the same as this: float32 would make nothing of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingParameters:
-    """How a token is chosen; the defaults are the wire's, and greedy.
+class NotFiniteError(ProductError):
+    """A model's scores are no numbers."""
 
-    `top_k` 0 and `top_p` 0 switch their cut off; both off is greedy too, as in TensorRT-LLM.
-    """
+    def __init__(self) -> None:
+        super().__init__(
+            Reason.INTERNAL,
+            at="language model",
+            problem="its scores are not finite numbers",
+            remedy="try dtype bfloat16 or float32: float16 overflows with models that were trained in bfloat16",
+        )
 
-    top_k: int = 1
-    """Candidates kept, or 0."""
-    top_p: float = 0.0
-    """Probability mass of the candidates kept, or 0."""
-    temperature: float = 1.0
-    """Divides the logits; 0 is greedy."""
-    repetition_penalty: float = 1.0
-    """Above 1 makes tokens of prompt and answer less likely."""
-    seed: int | None = None
-    """Makes sampling repeatable."""
+
+class Chooser:
+    """Chooses the tokens of one answer, and remembers them."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        *,
+        prompt_ids: Sequence[int],
+        stop_token_ids: Collection[int] = (),
+        min_new_tokens: int = 0,
+    ) -> None:
+        """Begin an answer.
+
+        Args:
+            sampling: How tokens are chosen.
+            prompt_ids: The prompt's text, for the repetition penalty; media positions are left out.
+            stop_token_ids: Not chosen among the first `min_new_tokens`.
+            min_new_tokens: Least length of the answer.
+        """
+        self._sampling = sampling
+        self._answer: Counter[int] = Counter()
+        self._prompt = frozenset(prompt_ids)
+        self._stops = tuple(stop_token_ids)
+        self._min = min_new_tokens
+        # On the CPU, so that a seed means the same on every device.
+        self._generator = torch.Generator().manual_seed(sampling.seed)
 
     @property
-    def greedy(self) -> bool:
-        """Whether the best token is always taken."""
-        return self.top_k == 1 or self.temperature == 0 or (self.top_k == 0 and self.top_p == 0)
+    def takes_the_best(self) -> bool:
+        """Whether the next token is the one with the best score, so that the scores need no look."""
+        sampling = self._sampling
+        return (
+            sampling.greedy
+            and sampling.repetition_penalty == 1
+            and not (sampling.frequency_penalty or sampling.presence_penalty)
+            and self._answer.total() >= self._min
+        )
+
+    def choose(self, scores: Tensor) -> int:
+        """Choose one token.
+
+        Args:
+            scores: [vocabulary] float32 on the CPU, without rows beyond the tokenizer; not changed.
+
+        Raises:
+            NotFiniteError: a score is not finite.
+        """
+        if not torch.isfinite(scores).all():
+            raise NotFiniteError
+        scores = self._forbid(self._penalise(scores))
+        if self._sampling.greedy:
+            return int(scores.argmax())
+        return int(torch.multinomial(candidates(scores, self._sampling), 1, generator=self._generator))
+
+    def take(self, token: int) -> None:
+        """Remember a chosen token."""
+        self._answer[token] += 1
+
+    def _penalise(self, scores: Tensor) -> Tensor:
+        """Push seen tokens away from being chosen."""
+        penalty = self._sampling.repetition_penalty
+        size = scores.shape[0]
+        if penalty != 1:
+            seen = _indices(token for token in self._prompt | self._answer.keys() if token < size)
+            chosen = scores[seen]
+            scores = scores.index_copy(0, seen, torch.where(chosen > 0, chosen / penalty, chosen * penalty))
+        frequency, presence = self._sampling.frequency_penalty, self._sampling.presence_penalty
+        if self._answer and (frequency or presence):
+            given = _indices(self._answer)
+            counts = torch.tensor([float(self._answer[int(token)]) for token in given])
+            scores = scores.index_add(0, given, -(counts * frequency + presence))
+        return scores
+
+    def _forbid(self, scores: Tensor) -> Tensor:
+        """Leave no stop token while the answer is too short."""
+        if self._answer.total() >= self._min or not self._stops:
+            return scores
+        return scores.index_fill(0, _indices(stop for stop in self._stops if stop < scores.shape[0]), -torch.inf)
 
 
-def make_generator(parameters: SamplingParameters) -> torch.Generator:
-    """Make the source of randomness of one answer; on the CPU, so that a seed means the same on every device."""
-    generator = torch.Generator()
-    if parameters.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(parameters.seed)
-    return generator
-
-
-def sample(
-    logits: Tensor,
-    parameters: SamplingParameters,
-    *,
-    vocab_size: int,
-    history: Sequence[int],
-    generator: torch.Generator,
-) -> int:
-    """Choose one token.
+def scores_of(logits: Tensor, vocab_size: int) -> Tensor:
+    """Cut padding off.
 
     Args:
-        logits: [rows], the model's scores; rows beyond the tokenizer are untrained padding.
-        parameters: How to choose.
+        logits: [..., rows], the model's scores; rows beyond the tokenizer are untrained padding.
         vocab_size: Size of the tokenizer; ids at or above it are never chosen.
-        history: Token ids of the prompt's text and of the answer so far.
-        generator: Source of randomness, on the CPU.
+
+    Returns:
+        [..., vocab_size] float32.
     """
-    scores = logits[:vocab_size].float().cpu()
-    scores = _penalise(scores, history, parameters.repetition_penalty)
-    if parameters.greedy:
-        return int(scores.argmax())
-    scores = (scores - scores.max()) / max(parameters.temperature, COLDEST)
-    if 0 < parameters.top_k < vocab_size:
-        scores = scores.masked_fill(scores < scores.topk(parameters.top_k).values[-1], -torch.inf)
-    probabilities = _nucleus(scores.softmax(-1), parameters.top_p)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    return logits[..., :vocab_size].float()
 
 
-def _penalise(scores: Tensor, history: Sequence[int], penalty: float) -> Tensor:
-    """Push seen tokens away from being chosen: positive scores are divided, negative ones multiplied."""
-    if penalty == 1 or not history:
-        return scores
-    seen = torch.tensor(sorted({token for token in history if token < scores.shape[0]}), dtype=torch.long)
-    chosen = scores[seen]
-    return scores.index_copy(0, seen, torch.where(chosen > 0, chosen / penalty, chosen * penalty))
+def token_score(scores: Tensor, token: int, *, top: int) -> TokenScore:
+    """Look up what the model thinks of a token.
+
+    Args:
+        scores: [vocabulary] float32.
+        token: The chosen one.
+        top: How many of the best to name.
+    """
+    logprobs = scores.log_softmax(-1)
+    best = logprobs.topk(min(top, logprobs.shape[0]))
+    return TokenScore(
+        logprob=float(logprobs[token]),
+        top=tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)),
+    )
+
+
+def candidates(scores: Tensor, sampling: Sampling) -> Tensor:
+    """Give the probabilities that a token is drawn from: [vocabulary], not normalised."""
+    scores = (scores - scores.max()) / max(sampling.temperature, COLDEST)
+    if 0 < sampling.top_k < scores.shape[0]:
+        scores = scores.masked_fill(scores < scores.topk(sampling.top_k).values[-1], -torch.inf)
+    return _nucleus(scores.softmax(-1), sampling.top_p)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
@@ -97,3 +161,7 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     beyond[0] = False  # whatever float32 makes of a tiny top_p
     kept = ordered.masked_fill(beyond, 0.0)
     return torch.zeros_like(probabilities).index_copy(0, order, kept)
+
+
+def _indices(tokens: Iterable[int]) -> Tensor:
+    return torch.tensor(sorted(tokens), dtype=torch.long)

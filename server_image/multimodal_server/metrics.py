@@ -88,6 +88,8 @@ class _WorkerCollector:
             return
         yield GaugeMetricFamily(f"{PREFIX}_running_requests", "Requests that have a place", stats.running)
         yield GaugeMetricFamily(f"{PREFIX}_waiting_requests", "Requests that wait for a place", stats.waiting)
+        yield GaugeMetricFamily(f"{PREFIX}_kv_positions", "Positions that the KV memory holds", stats.kv_positions)
+        yield GaugeMetricFamily(f"{PREFIX}_kv_positions_used", "Positions that are taken", stats.kv_positions_used)
         yield CounterMetricFamily(f"{PREFIX}_media_cache_hits", "Frames found encoded", stats.media_cache_hits)
         yield CounterMetricFamily(f"{PREFIX}_media_cache_misses", "Frames not found", stats.media_cache_misses)
         yield GaugeMetricFamily(f"{PREFIX}_media_cache_bytes", "Size of the rows kept", stats.media_cache_bytes)

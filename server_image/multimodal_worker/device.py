@@ -21,6 +21,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _CGROUP: Final = Path("/sys/fs/cgroup")
+_MEMINFO: Final = Path("/proc/meminfo")
 
 
 class DeviceChoice(StrEnum):
@@ -74,6 +75,25 @@ def _quota(root: Path) -> int | None:
         if quota > 0:
             return -(-quota // period)
     return None
+
+
+def free_memory(device: torch.device, root: Path = _CGROUP, meminfo: Path = _MEMINFO) -> int:
+    """Count the bytes of memory that this process may still take, on the GPU or, by the cgroup's limit, on the CPU."""
+    if device.type != "cpu":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    (kilobytes,) = (line.split()[1] for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+    free = int(kilobytes) * 2**10
+    try:
+        limit, used = (int((root / name).read_text()) for name in ("memory.max", "memory.current"))
+        (reclaimable,) = (
+            int(line.split()[1])
+            for line in (root / "memory.stat").read_text().splitlines()
+            if line.startswith("inactive_file ")
+        )
+    except (OSError, ValueError):  # no limit, or none of this kind
+        return free
+    return min(free, limit - used + reclaimable)
 
 
 class DeviceThread:

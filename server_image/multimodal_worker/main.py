@@ -80,7 +80,9 @@ async def _serve(settings: Settings, connection: Connection) -> None:
         LOADERS[inputs.backend], settings.engine / MODEL_DIR, inputs, device=device, thread=thread
     )
     seconds["load"] = time.monotonic() - begun
-    encoder = BatchedEncoder(engine.encoder, thread, max_batch=inputs.limits.vision_max_batch_size, cache=MediaCache())
+    # A CPU gains nothing by more at once, and what it computes would depend on their number.
+    max_batch = 1 if device.type == "cpu" else inputs.limits.vision_max_batch_size
+    encoder = BatchedEncoder(engine.encoder, thread, max_batch=max_batch, cache=MediaCache())
     scheduler = Scheduler(engine, encoder, thread, max_running=inputs.limits.max_batch_size, send=connection.send)
     LOG.info("engine loaded", extra={FIELDS: {"device": str(device), "seconds": seconds}})
     await connection.send(Ready(device=str(device), seconds=seconds))

@@ -104,9 +104,13 @@ class Scheduler:
     def stats(self) -> Stats:
         """Count."""
         cache = self._encoder.cache
+        backend = self._engine.backend.stats()
+        running = self._running - backend.waiting
         return Stats(
-            running=self._running,
-            waiting=len(self._tasks) - self._running,
+            running=running,
+            waiting=len(self._tasks) - running,
+            kv_positions=backend.kv_positions,
+            kv_positions_used=backend.kv_positions_used,
             media_cache_hits=cache.hits,
             media_cache_misses=cache.misses,
             media_cache_bytes=cache.bytes,
@@ -145,7 +149,13 @@ class Scheduler:
                 async with aclosing(self._engine.backend.generate(prompt)) as tokens:
                     async for token in tokens:
                         given += 1
-                        await self._send(Tokens(request_id=request.request_id, token_ids=(token,)))
+                        await self._send(
+                            Tokens(
+                                request_id=request.request_id,
+                                token_ids=(token.id,),
+                                scores=() if token.score is None else (token.score,),
+                            )
+                        )
                 return FinishReason.LENGTH if given == request.max_new_tokens else FinishReason.STOP
             finally:
                 self._running -= 1
@@ -168,6 +178,8 @@ class Scheduler:
             sampling=request.sampling,
             max_new_tokens=request.max_new_tokens,
             stop_token_ids=request.stop_token_ids,
+            min_new_tokens=request.min_new_tokens,
+            top_logprobs=request.top_logprobs,
         )
 
     def _explain(self, request_id: int, error: Exception) -> Failure:

@@ -31,6 +31,7 @@ from multimodal_api.engine import MODEL_DIR, Backend, BuildInputs, Dtype, Limits
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
+from multimodal_api.worker_protocol import Sampling
 from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
 from multimodal_builder.inspection import inspect
@@ -42,7 +43,6 @@ from multimodal_builder.stages import BuildRequest, run_build
 from multimodal_builder.store import Store
 from multimodal_modeling.generate import generate
 from multimodal_modeling.model import MultimodalModel
-from multimodal_modeling.sampling import SamplingParameters
 from multimodal_recipes.images import preprocess
 from multimodal_recipes.layout import lay_out
 from multimodal_recipes.prompt import Turn, render
@@ -253,7 +253,7 @@ def test_greedy_answers_are_identical_and_padding_is_never_chosen(tmp_path: Path
         generate(
             model.llm,
             embeddings,
-            SamplingParameters(),
+            Sampling(),
             prompt_ids=(),
             vocab_size=model.recipe.vocab_size,
             eos_token_ids=(),
@@ -399,7 +399,7 @@ def answer(model: MultimodalModel, tokenizer: Tokenizer, question: dict[str, str
     tokens = generate(
         model.llm,
         model.prompt_embeddings(prompt.ids, at, media.flatten(0, 1)),
-        SamplingParameters(),
+        Sampling(),
         prompt_ids=(),
         vocab_size=recipe.vocab_size,
         eos_token_ids={*recipe.eos_token_ids, *tokenizer.stop_ids(recipe.stop_strings)},

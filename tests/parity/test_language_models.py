@@ -31,6 +31,7 @@ from transformers import (
 from multimodal_api.build import ExitCode
 from multimodal_api.engine import Dtype
 from multimodal_api.families import Family, LlmType
+from multimodal_api.worker_protocol import Sampling
 from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.inspection import inspect
@@ -38,7 +39,7 @@ from multimodal_builder.main import main
 from multimodal_builder.mappings.base import SplitGated, SplitQkv, TransposeQkv
 from multimodal_modeling.llm import LanguageModel
 from multimodal_modeling.model import MultimodalModel
-from multimodal_modeling.sampling import SamplingParameters, make_generator, sample
+from multimodal_modeling.sampling import Chooser, scores_of
 from multimodal_modeling.splice import splice
 from support.archives import DISTRIBUTED, Archive
 from support.megatron_writer import PADDED, write_state
@@ -472,10 +473,9 @@ def test_rows_beyond_the_tokenizer_are_never_chosen(tmp_path: Path, name: str) -
     out = convert(write_checkpoint(tmp_path, reference, case, tempt), case)
     served = MultimodalModel.load(out, dtype=torch.float32, device=torch.device("cpu"))
     scores = served.llm.logits(served.llm.embed(torch.tensor([0, 7, 0, 9]))[None], served.llm.new_cache(), last=1)[0, 0]
-    greedy = SamplingParameters()
 
     def choose(rows: int) -> int:
-        return sample(scores, greedy, vocab_size=rows, history=(), generator=make_generator(greedy))
+        return Chooser(Sampling(), prompt_ids=()).choose(scores_of(scores, rows))
 
     assert served.recipe.vocab_size == VOCAB
     assert choose(served.recipe.vocab_size) == int(scores[:VOCAB].argmax())

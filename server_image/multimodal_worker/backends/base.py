@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from multimodal_api.engine import BuildInputs
-    from multimodal_api.worker_protocol import Sampling
+    from multimodal_api.worker_protocol import Sampling, TokenScore
     from multimodal_worker.device import DeviceThread
 
 
@@ -32,6 +32,18 @@ class GenerateRequest:
     sampling: Sampling
     max_new_tokens: int
     stop_token_ids: frozenset[int]
+    min_new_tokens: int = 0
+    top_logprobs: int | None = None
+    """How many of the best tokens to score beside each token; None scores nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer."""
+
+    id: int
+    score: TokenScore | None = None
+    """Where the request asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +52,18 @@ class BackendStats:
 
     running: int
     """Sequences that hold a KV cache."""
+    waiting: int = 0
+    """Sequences that wait for the memory of one."""
+    kv_positions: int = 0
+    """Positions that the KV memory holds; 0 where it is not known."""
+    kv_positions_used: int = 0
 
 
 class Backend(Protocol):
     """One loaded language model."""
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[int, None]:
-        """Give the answer's token ids without the stop token; closing the iterator cancels and frees the slot."""
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
+        """Give the answer's tokens without the stop token; closing the iterator cancels and frees the slot."""
         ...
 
     def stats(self) -> BackendStats:

@@ -1,81 +1,184 @@
-"""The embedded backend: short and plain, for the CPU and one small GPU. Sequences take turns, one token each."""
+"""The embedded backend: short and plain, for the CPU and one small GPU, with in-flight batching."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from multimodal_modeling.generate import generate
+from multimodal_api.errors import ProductError
+from multimodal_api.reasons import Reason
+from multimodal_modeling.kv import whole_grains
 from multimodal_modeling.model import MultimodalModel
-from multimodal_modeling.sampling import SamplingParameters
-from multimodal_worker.backends.base import BackendStats, Engine
+from multimodal_worker.backends.base import BackendStats, Engine, Token
+from multimodal_worker.batch import MAX_ROWS, Batch, positions
+from multimodal_worker.device import free_memory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from multimodal_api.engine import BuildInputs
-    from multimodal_modeling.llm import LanguageModel
+    from multimodal_api.engine import BuildInputs, Limits
     from multimodal_worker.backends.base import GenerateRequest
+    from multimodal_worker.batch import Sequence
     from multimodal_worker.device import DeviceThread
+
+KV_SHARE: Final = 0.8
+"""Of the memory that is free when the engine is loaded; the rest is for what a forward pass needs."""
 
 
 def load(model_dir: Path, inputs: BuildInputs, *, device: torch.device, thread: DeviceThread) -> Engine:
     """Load the canonical model as it is; `dtype` is applied to the weights in memory."""
     model = MultimodalModel.load(model_dir, dtype=getattr(torch, inputs.dtype.value), device=device)
+    size = pool_positions(
+        inputs.limits,
+        max_positions=model.recipe.max_positions,
+        position_bytes=model.llm.kv_bytes(),
+        free_bytes=free_memory(device),
+        on_gpu=device.type != "cpu",
+    )
+    batch = Batch(
+        model.llm,
+        model.llm.new_pool(size),
+        vocab_size=model.recipe.vocab_size,
+        rows=min(inputs.limits.max_batch_size, MAX_ROWS),
+    )
     return Engine(
         encoder=model.media,
         embedder=model,
-        backend=TorchBackend(model.llm, vocab_size=model.recipe.vocab_size, thread=thread),
+        backend=TorchBackend(batch, thread),
         hidden_size=model.llm.hidden_size,
     )
 
 
-class TorchBackend:
-    """A decoder of `multimodal_modeling`."""
+def pool_positions(limits: Limits, *, max_positions: int, position_bytes: int, free_bytes: int, on_gpu: bool) -> int:
+    """Size the key/value memory: for as many longest requests as may run, or for what there is room for.
 
-    def __init__(self, llm: LanguageModel, *, vocab_size: int, thread: DeviceThread) -> None:
-        """Take a loaded decoder.
+    Args:
+        limits: of the engine.
+        max_positions: longest sequence of the language model.
+        position_bytes: keys and values of one position.
+        free_bytes: memory that is free now.
+        on_gpu: whose memory it is.
+
+    Raises:
+        ProductError: not even one longest request fits.
+    """
+    longest = whole_grains(min(limits.max_input_len + limits.max_output_len, max_positions))
+    room = int(free_bytes * KV_SHARE) // position_bytes
+    if room < longest:
+        raise ProductError(
+            Reason.OUT_OF_GPU_MEMORY if on_gpu else Reason.OUT_OF_MEMORY,
+            at="spec.limits",
+            problem=f"one request of {longest} positions (maxInputLen and maxOutputLen) takes "
+            f"{longest * position_bytes / 2**30:.2f} GiB of keys and values, and {free_bytes / 2**30:.2f} GiB are free",
+            remedy="lower them, or give the pod more memory (spec.serving.resources.limits.memory)"
+            if not on_gpu
+            else "lower them, or use a GPU with more memory",
+        )
+    return min(limits.max_batch_size * longest, room)
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One call of `generate`."""
+
+    asked: GenerateRequest
+    events: asyncio.Queue[Token | Exception | None] = field(default_factory=asyncio.Queue)
+    sequence: Sequence | None = None
+    """Its place in the batch; None while it waits."""
+
+
+class TorchBackend:
+    """One batch that runs while there are requests; they join in their order, and leave, between its steps."""
+
+    def __init__(self, batch: Batch, thread: DeviceThread) -> None:
+        """Take an empty batch.
 
         Args:
-            llm: the decoder.
-            vocab_size: size of the tokenizer; rows beyond it are never sampled.
+            batch: over a loaded decoder.
             thread: where every step runs.
         """
-        self._llm = llm
-        self._vocab_size = vocab_size
+        self._batch = batch
         self._thread = thread
-        self._running = 0
+        self._waiting: deque[_Request] = deque()
+        self._running: dict[Sequence, _Request] = {}
+        self._left: list[Sequence] = []
+        self._work: asyncio.Task[None] | None = None
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[int, None]:
-        """Give the answer's token ids; each is one turn on the device thread."""
-        sampling = request.sampling
-        steps = generate(
-            self._llm,
-            request.embeddings,
-            SamplingParameters(
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                temperature=sampling.temperature,
-                repetition_penalty=sampling.repetition_penalty,
-                seed=sampling.seed,
-            ),
-            prompt_ids=request.text_ids,
-            vocab_size=self._vocab_size,
-            eos_token_ids=request.stop_token_ids,
-            max_new_tokens=request.max_new_tokens,
-        )
-        self._running += 1
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
+        """Give the answer's tokens."""
+        self._check_fits(request)
+        mine = _Request(request)
+        self._waiting.append(mine)
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._run())
         try:
-            while (token := await self._thread.run(next, steps, None)) is not None:
-                yield token
+            while (event := await mine.events.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
         finally:
-            self._running -= 1  # the KV cache belongs to `steps` and goes with it
+            self._leave(mine)
 
     def stats(self) -> BackendStats:
-        """Count the running sequences."""
-        return BackendStats(running=self._running)
+        """Count."""
+        return BackendStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_positions=self._batch.pool.positions,
+            kv_positions_used=self._batch.pool.used,
+        )
 
     async def close(self) -> None:
-        """Nothing outlives the process's memory."""
+        """Let the running step end."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+
+    async def _run(self) -> None:
+        """Step until nothing runs and nothing waits."""
+        while True:
+            self._let_in_and_out()
+            if not self._running:
+                return
+            for sequence, outcome in await self._thread.run(self._batch.step):
+                request = self._running.get(sequence)
+                if request is None:
+                    continue  # it went away during the step
+                request.events.put_nowait(outcome)
+                if not isinstance(outcome, Token):
+                    del self._running[sequence]
+
+    def _let_in_and_out(self) -> None:
+        """Between two steps: the batch is in nobody else's hands."""
+        while self._left:
+            self._batch.leave(self._left.pop())
+        while self._waiting:
+            sequence = self._batch.join(self._waiting[0].asked)
+            if sequence is None:
+                return  # those behind it wait too, else a long prompt would wait for ever
+            request = self._waiting.popleft()
+            request.sequence = sequence
+            self._running[sequence] = request
+
+    def _leave(self, request: _Request) -> None:
+        """Give a request's place back, if it is not back already."""
+        if request.sequence is None:
+            if request in self._waiting:
+                self._waiting.remove(request)
+        elif self._running.pop(request.sequence, None) is not None:
+            self._left.append(request.sequence)
+
+    def _check_fits(self, request: GenerateRequest) -> None:
+        wanted, there = positions(request), self._batch.pool.positions
+        if wanted > there:
+            raise ProductError(
+                Reason.REQUEST_REFUSED,
+                at="prompt",
+                problem=f"prompt and answer take up to {wanted} positions, and the key/value memory has {there}",
+                remedy="shorten the text or ask for fewer tokens; spec.limits decides the memory",
+            )

@@ -34,6 +34,7 @@ from multimodal_api.worker_protocol import (
     Stats,
     Timing,
     Tokens,
+    TokenScore,
 )
 
 M = TypeVar("M", bound=Model)
@@ -60,7 +61,14 @@ SAMPLINGS = made(
     top_k=st.integers(0, 2**31),
     top_p=st.floats(0, 1),
     repetition_penalty=st.floats(0.01, 100),
+    frequency_penalty=st.floats(-2, 2),
+    presence_penalty=st.floats(-2, 2),
     seed=IDS,
+)
+SCORES = made(
+    TokenScore,
+    logprob=st.floats(-100, 0),
+    top=st.lists(st.tuples(TOKENS, st.floats(-100, 0)), max_size=3).map(tuple),
 )
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
     made(
@@ -71,13 +79,20 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         sampling=SAMPLINGS,
         max_new_tokens=st.integers(1, 10_000),
         stop_token_ids=st.frozensets(TOKENS),
+        min_new_tokens=st.integers(0, 10_000),
+        top_logprobs=st.none() | st.integers(0, 20),
     ),
     made(Cancel, request_id=IDS),
     st.just(AskStats()),
     st.just(Shutdown()),
     made(Ready, device=st.text(), seconds=st.dictionaries(st.text(), SECONDS)),
     made(Failed, failure=FAILURES),
-    made(Tokens, request_id=IDS, token_ids=st.lists(TOKENS, min_size=1).map(tuple)),
+    made(
+        Tokens,
+        request_id=IDS,
+        token_ids=st.lists(TOKENS, min_size=1).map(tuple),
+        scores=st.lists(SCORES, max_size=2).map(tuple),
+    ),
     made(
         Done,
         request_id=IDS,
@@ -89,6 +104,8 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         Stats,
         running=IDS,
         waiting=IDS,
+        kv_positions=IDS,
+        kv_positions_used=IDS,
         media_cache_hits=IDS,
         media_cache_misses=IDS,
         media_cache_bytes=IDS,

@@ -74,7 +74,14 @@ class Worker:
                 self._cancelled += 1
                 self.done(message.request_id, FinishReason.CANCELLED)
             case AskStats():
-                counts = {"waiting": 0, "media_cache_hits": 0, "media_cache_misses": 0, "media_cache_bytes": 0}
+                counts = {
+                    "waiting": 0,
+                    "kv_positions": 0,
+                    "kv_positions_used": 0,
+                    "media_cache_hits": 0,
+                    "media_cache_misses": 0,
+                    "media_cache_bytes": 0,
+                }
                 self.say(Stats(running=self._cancelled, **counts))
             case _:
                 raise AssertionError(message)

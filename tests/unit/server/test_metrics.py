@@ -13,7 +13,15 @@ from multimodal_api.worker_protocol import Stats
 from multimodal_server.metrics import Metrics, MetricsServer
 from multimodal_server.triton import free_port
 
-STATS = Stats(running=2, waiting=3, media_cache_hits=5, media_cache_misses=7, media_cache_bytes=11)
+STATS = Stats(
+    running=2,
+    waiting=3,
+    kv_positions=512,
+    kv_positions_used=48,
+    media_cache_hits=5,
+    media_cache_misses=7,
+    media_cache_bytes=11,
+)
 
 
 @pytest.fixture

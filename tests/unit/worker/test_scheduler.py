@@ -20,7 +20,7 @@ from multimodal_api.worker_protocol import (
     Tokens,
 )
 from multimodal_modeling.splice import splice
-from multimodal_worker.backends.base import BackendStats, Engine, GenerateRequest
+from multimodal_worker.backends.base import BackendStats, Engine, GenerateRequest, Token
 from multimodal_worker.device import DeviceThread
 from multimodal_worker.encoder import BatchedEncoder, MediaCache
 from multimodal_worker.scheduler import MIN_WAITING, Scheduler
@@ -50,7 +50,7 @@ class Model:
         text = torch.tensor(ids, dtype=torch.float32)[:, None].repeat(1, HIDDEN)
         return splice(text, media, torch.tensor(media_at, dtype=torch.long))
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[int, None]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
         self.prompts.append(request)
         self.running += 1
         self.most = max(self.most, self.running)
@@ -63,7 +63,7 @@ class Model:
                 token = int(request.embeddings[0, 0]) + index
                 if token in request.stop_token_ids:
                     return
-                yield token
+                yield Token(token)
                 await asyncio.sleep(0)
         finally:
             self.running -= 1
