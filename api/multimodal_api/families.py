@@ -54,4 +54,3 @@ FAMILIES: Final = {
 }
 
 IMPLEMENTED_FAMILIES: Final = (Family.NEVA,)
-IMPLEMENTED_LLM_TYPES: Final = (LlmType.LLAMA,)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from multimodal_api.engine import Backend, Dtype, Quantization
 from multimodal_api.errors import Failure
-from multimodal_api.families import FAMILIES, IMPLEMENTED_FAMILIES, IMPLEMENTED_LLM_TYPES, Modality
+from multimodal_api.families import FAMILIES, IMPLEMENTED_FAMILIES, Modality
 from multimodal_api.reasons import Reason
 from multimodal_api.resource import CheckpointSource, MonitorKind, Rollout
 
@@ -211,13 +211,6 @@ RULES: Final = (
         f"self.model.type in {_listed(IMPLEMENTED_FAMILIES)}",
         "'{model.type}' is a model type",
         f"this version serves {', '.join(IMPLEMENTED_FAMILIES)}",
-    ),
-    _not_yet(
-        "spec.model.llmType",
-        lambda s: s.model.llm_type in IMPLEMENTED_LLM_TYPES,
-        f"self.model.llmType in {_listed(IMPLEMENTED_LLM_TYPES)}",
-        "'{model.llmType}' is a language-model type",
-        f"this version serves {', '.join(IMPLEMENTED_LLM_TYPES)}",
     ),
     *_SOURCES_TO_COME,
     _not_yet(
