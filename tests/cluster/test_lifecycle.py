@@ -178,9 +178,12 @@ def pod(paths: Paths) -> dict[str, object]:
 
 
 def test_what_is_in_the_way_is_named(island: Island) -> None:
-    occupier = "import socket; s = socket.create_server(('127.0.0.1', 5000)); print('here', flush=True); s.accept()"
+    # It accepts nobody: the wait for the registry may knock before the registry has found its port taken.
+    occupier = (
+        "import socket, sys; s = socket.create_server(('127.0.0.1', 5000)); print('here', flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
-        island.entering(sys.executable, "-c", occupier), stdout=subprocess.PIPE, text=True
+        island.entering(sys.executable, "-c", occupier), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "here\n"
