@@ -14,10 +14,12 @@ from tiny import nemo_writer
 from transformers import AutoModel, CLIPVisionModel, LlavaForConditionalGeneration, SiglipVisionModel
 
 from multimodal_api.build import ExitCode
+from multimodal_api.families import Family
 from multimodal_builder.main import main
 from multimodal_modeling.model import read_recipe
 from multimodal_modeling.projector import JoinSquares
 from multimodal_modeling.vision import MediaEncoder
+from multimodal_recipes.recipe import FrameResize
 from support import towers
 from support.archives import CKPT, CLASSIC, Archive
 from support.states import saved, state_of
@@ -203,6 +205,23 @@ def test_the_canonical_tower_is_transformers_own(tmp_path: Path, name: str) -> N
     loaded, info = AutoModel.from_pretrained(tmp_path / "out" / "vision", output_loading_info=True)
     assert not any(info.values()), info
     assert type(loaded) is type(tower)
+
+
+@pytest.mark.parametrize("template", ["v1", "llama_3"])
+def test_a_vila_sees_through_siglip_and_joined_squares(tmp_path: Path, template: str) -> None:
+    """As NeMo's converter makes it, with VITA's configuration file: of videos, and `resize` from VILA's own."""
+    case = CASES["siglip, joined, odd"]
+    tower, state = case.make(case.image_size), projector_state(case.projector)
+    archive = Archive.read(write(tmp_path, case, tower, state))
+    archive.set_config("data.image_aspect_ratio", "resize").set_config("data.media_type", "video")
+    archive.set_config("data.conv_template", template).set_config("data.num_frames", 256)
+    recipe = convert(archive.write(tmp_path), tmp_path / "out", "--type", "vila")
+    vision = recipe.seeing()
+    assert (recipe.family, vision.video, vision.tokens_per_image) == (Family.VILA, None, case.rows)
+    how = vision.preprocessing
+    assert (how.resize, how.image_size, how.resample) == (FrameResize.SQUASH, case.image_size, 3)
+    pixels = pixels_for(case)
+    assert difference(encode(tmp_path / "out", recipe, pixels), reference(case, tower, state, pixels)) <= TOLERANCE
 
 
 def row_major(self: Any, features: Tensor) -> Tensor:

@@ -112,6 +112,16 @@ def test_the_crop_is_the_middle() -> None:
     assert pixels[0, 0, 0, 0] == 1
 
 
+@pytest.mark.parametrize(("width", "left"), [(8, 0), (9, 0), (10, 1), (11, 2), (13, 2), (15, 4)])
+def test_nemos_own_crop_rounds_half_a_pixel_to_the_even_number(width: int, left: int) -> None:
+    """torchvision's `center_crop`: int(round((width - size) / 2.0)); the processors of Hugging Face round down."""
+    frame = picture(8, width)
+    rounded, plain = FrameResize.SHORTEST_EDGE_CROP_ROUNDED, FrameResize.SHORTEST_EDGE_CROP
+    expected = preprocess(frame[None, :, left : left + 8], how(), at="x")
+    assert np.array_equal(preprocess(frame[None], how(rounded), at="x"), expected)
+    assert np.array_equal(preprocess(frame[None], how(plain), at="x"), expected) == (left == (width - 8) // 2)
+
+
 @pytest.mark.parametrize(("height", "width", "fits"), [(8, 8, True), (16, 19, True), (16, 20, False), (8, 40, False)])
 def test_kept_proportions_fit_as_far_as_no_patch_is_added(height: int, width: int, *, fits: bool) -> None:
     keep = how(FrameResize.KEEP).model_copy(update={"spare": 1})
