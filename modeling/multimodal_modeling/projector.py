@@ -15,7 +15,7 @@ from torch.nn import functional
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_modeling.pretrained import corrupt
-from multimodal_recipes.recipe import PROJECTOR_DIR, PROJECTOR_KINDS, ProjectorConfig
+from multimodal_recipes.recipe import JOINING_KINDS, PROJECTOR_DIR, PROJECTOR_KINDS, ProjectorConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,17 +49,22 @@ class Projector(nn.Module):
         return projector.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map [..., tokens, input_size] to [..., rows, hidden_size]; only `mlp_downsample` makes fewer rows."""
+        """Map [..., tokens, input_size] to [..., rows, hidden_size]; only the kinds that join make fewer rows."""
         projected: Tensor = self.mm_projector(features)
         return projected
 
 
 class JoinSquares(nn.Module):
-    """The first step of `mlp_downsample`: each 2 by 2 tokens of a picture become one of four times the width.
+    """The first step of the kinds that join: each 2 by 2 tokens of a picture become one of four times the width.
 
-    NeMo and VILA never undo the transposition inside this step, so that the joined tokens come column by column: the
-    tokens 0 to 15 of a 4 by 4 picture become (0, 1, 4, 5), (8, 9, 12, 13), (2, 3, 6, 7), (10, 11, 14, 15).
+    NeMo 1 never undoes the transposition inside this step, so that its joined tokens come column by column: the tokens
+    0 to 15 of a 4 by 4 picture become (0, 1, 4, 5), (8, 9, 12, 13), (2, 3, 6, 7), (10, 11, 14, 15). NeMo 2 does
+    (`DownSampleBlock` of `nemo/collections/vlm/vision/base.py`): there the second and the third change places.
     """
+
+    def __init__(self, *, by_column: bool) -> None:
+        super().__init__()
+        self.by_column = by_column
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [..., edge * edge, width] to [..., ceil(edge / 2) ** 2, 4 * width]; an odd edge grows by zeros."""
@@ -68,7 +73,9 @@ class JoinSquares(nn.Module):
         grid = features.reshape(-1, edge, edge, width)
         grid = functional.pad(grid, (0, 0, 0, edge % 2, 0, edge % 2))
         half = grid.shape[1] // 2
-        squares = grid.reshape(-1, half, 2, half, 2, width).permute(0, 3, 1, 2, 4, 5)
+        squares = grid.reshape(-1, half, 2, half, 2, width).transpose(2, 3)  # [pictures, row, column, 2, 2, width]
+        if self.by_column:
+            squares = squares.transpose(1, 2)
         return squares.reshape(*lead, half * half, 4 * width)
 
 
@@ -84,10 +91,10 @@ def make_projector(config: ProjectorConfig) -> nn.Module:
             return nn.Identity()
         case "linear", _:
             return nn.Linear(width, hidden)
-        case "mlp_downsample", _:
+        case kind, _ if kind in JOINING_KINDS:
             wide = 4 * width
             inner = (nn.LayerNorm(wide), nn.Linear(wide, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-            return nn.Sequential(JoinSquares(), *inner)
+            return nn.Sequential(JoinSquares(by_column=kind == "mlp_downsample"), *inner)
         case _, int(depth):
             layers: list[nn.Module] = [nn.Linear(width, hidden)]
             for _ in range(depth - 1):

@@ -242,7 +242,7 @@ class ProjectorConfig(OpenModel):
     """`projector/config.json`; the weights beside it are named `mm_projector.<index>.{weight,bias}`."""
 
     kind: str
-    """NeMo's `mm_mlp_adapter_type`, one of `PROJECTOR_KINDS`."""
+    """NeMo's `mm_mlp_adapter_type`, or NeMo 2's `projector_type`, one of `PROJECTOR_KINDS`."""
     input_size: Annotated[int, Field(ge=1)]
     """Width of the tower."""
     hidden_size: Annotated[int, Field(ge=1)]
@@ -258,9 +258,9 @@ class ProjectorConfig(OpenModel):
         """Give the rows that so many tokens of a picture become.
 
         Raises:
-            ValueError: `mlp_downsample` joins squares of 2 by 2 tokens, and these tokens are no square.
+            ValueError: the kind joins squares of 2 by 2 tokens, and these tokens are no square.
         """
-        if self.kind != "mlp_downsample":
+        if self.kind not in JOINING_KINDS:
             return tokens
         edge = isqrt(tokens)
         if edge * edge != tokens:
@@ -268,7 +268,9 @@ class ProjectorConfig(OpenModel):
         return ((edge + 1) // 2) ** 2
 
 
-PROJECTOR_KINDS: Final = "linear, mlp<N>x_gelu, mlp_downsample or identity"
+JOINING_KINDS: Final = ("mlp_downsample", "vila_downsample_mlp")
+"""Kinds that join 2 by 2 tokens: NeMo 1's gives the squares column by column, NeMo 2's line by line."""
+PROJECTOR_KINDS: Final = f"linear, mlp<N>x_gelu, identity, {' or '.join(JOINING_KINDS)}"
 _MLP: Final = re.compile(r"mlp([1-9][0-9]?)x_gelu")
 
 

@@ -20,7 +20,7 @@ from multimodal_modeling.model import read_recipe
 from multimodal_modeling.projector import JoinSquares
 from multimodal_modeling.vision import MediaEncoder
 from multimodal_recipes.recipe import FrameResize
-from support import towers
+from support import forms, towers
 from support.archives import CKPT, CLASSIC, Archive
 from support.states import saved, state_of
 
@@ -83,7 +83,7 @@ def projector_state(kind: str) -> dict[str, Tensor]:
     match kind:
         case "linear":
             sizes = {"": (HIDDEN, width)}
-        case "mlp_downsample":
+        case "mlp_downsample" | "vila_downsample_mlp":
             sizes = {"2.": (HIDDEN, 4 * width), "4.": (HIDDEN, HIDDEN)}
         case _:
             sizes = {f"{2 * index}.": (HIDDEN, HIDDEN if index else width) for index in range(int(kind[3]))}
@@ -92,7 +92,7 @@ def projector_state(kind: str) -> dict[str, Tensor]:
     for prefix, size in sizes.items():
         state[f"{prefix}weight"] = torch.randn(size, generator=generator) * 0.1
         state[f"{prefix}bias"] = torch.randn(size[0], generator=generator)
-    if kind == "mlp_downsample":
+    if "downsample" in kind:
         state |= {f"1.{name}": torch.randn(4 * width, generator=generator) for name in ("weight", "bias")}
     return state
 
@@ -108,8 +108,8 @@ def project(kind: str, state: dict[str, Tensor], tokens: Tensor) -> Tensor:
 
     if kind == "linear":
         return linear(tokens, "")
-    if kind == "mlp_downsample":
-        x = join(tokens)
+    if "downsample" in kind:
+        x = join(tokens, rows_first=kind == "vila_downsample_mlp")
         x = (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True, correction=0) + 1e-5)
         x = linear(x * state["1.weight"] + state["1.bias"], "2.")
         return linear(gelu(x), "4.")
@@ -118,8 +118,8 @@ def project(kind: str, state: dict[str, Tensor], tokens: Tensor) -> Tensor:
     return tokens
 
 
-def join(tokens: Tensor) -> Tensor:
-    """VILA's 2 by 2 squares, one after the other: down the first two columns of the picture, then down the next two."""
+def join(tokens: Tensor, *, rows_first: bool) -> Tensor:
+    """The 2 by 2 squares of a picture, line by line or, as NeMo 1 has them, column by column."""
     edge = int(len(tokens) ** 0.5)
     nothing = torch.zeros(tokens.shape[1])
 
@@ -127,8 +127,9 @@ def join(tokens: Tensor) -> Tensor:
         return tokens[row * edge + column] if row < edge and column < edge else nothing
 
     squares = []
-    for column in range(0, edge, 2):
-        for row in range(0, edge, 2):
+    for outer in range(0, edge, 2):
+        for inner in range(0, edge, 2):
+            row, column = (outer, inner) if rows_first else (inner, outer)
             four = [at(row, column), at(row, column + 1), at(row + 1, column), at(row + 1, column + 1)]
             squares.append(torch.cat(four))
     return torch.stack(squares)
@@ -339,20 +340,54 @@ def test_nemos_own_clip_is_transformers(tmp_path: Path, case: Case, *, legacy: b
     assert difference(found, reference(case, tower, state, pixels)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("last_norm", [True, False])
-@pytest.mark.parametrize("layer", [-1, -2])
-def test_megatrons_clip_is_transformers(tmp_path: Path, layer: int, *, last_norm: bool) -> None:
-    """As a checkpoint of NeMo 2 is read: sizes beside the other settings, weights where a trained tower lies."""
-    case = Case(CLIP, layer=layer)
-    tower, state = towers.make_clip(case.image_size), projector_state(case.projector)
-    archive = Archive.read(write(tmp_path, case, tower, state))
-    archive.set_config("mm_cfg.vision_encoder.megatron", towers.clip_section(tower))
-    ours = towers.megatron_clip_state(tower, last_norm=last_norm)
+def write_megatron(folder: Path, case: Case, tower: CLIPVisionModel, state: dict[str, Tensor], **options: Any) -> Path:
+    """A NeMo 2 checkpoint around Megatron-core's CLIP; `options` change its configuration, or are `last_norm`."""
+    archive = Archive.read(write(folder, case, tower, state))
+    ours = towers.megatron_clip_state(tower, last_norm=options.pop("last_norm", False))
     weights = state_of(archive) | {nemo_writer.TOWER + name: tensor for name, tensor in ours.items()}
-    archive.members[CKPT] = saved(weights)
-    recipe = convert(archive.write(tmp_path), tmp_path / "out")
+    config = {
+        **forms.VISUAL,
+        "vision_feature_layer": case.layer,
+        "vision_transformer_config": towers.megatron_clip_config(tower) | options,
+        "vision_projection_config": {"projector_type": case.projector},
+    }
+    named = {forms.nemo2_name(name): tensor for name, tensor in weights.items()}
+    return forms.as_nemo2(archive, forms.stacked(named), config).write(folder)
+
+
+@pytest.mark.parametrize("last_norm", [True, False])
+@pytest.mark.parametrize(("layer", "projector", "rows"), [(-1, "mlp2x_gelu", 36), (-2, "vila_downsample_mlp", 9)])
+def test_megatrons_clip_is_transformers(
+    tmp_path: Path, layer: int, projector: str, rows: int, *, last_norm: bool
+) -> None:
+    case = Case(CLIP, projector, layer=layer, rows=rows)
+    tower, state = towers.make_clip(case.image_size), projector_state(case.projector)
+    path = write_megatron(tmp_path, case, tower, state, last_norm=last_norm)
+    recipe = convert(path, tmp_path / "out")
+    assert recipe.seeing().tokens_per_image == rows
+    assert recipe.seeing().preprocessing.resize is FrameResize.SHORTEST_EDGE_CROP
     pixels = pixels_for(case)
     assert difference(encode(tmp_path / "out", recipe, pixels), reference(case, tower, state, pixels)) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"add_class_token": False}, "class_token_length is 0, not 1"),
+        ({"class_token_len": 8}, "class_token_length is 8, not 1"),
+        ({"layernorm_zero_centered_gamma": True}, "normalization is 'layernorm1p'"),
+        ({"gated_linear_unit": True}, "activation is 'approx-gelu with a gate'"),
+        ({"activation_func": {"_target_": "torch.tanh"}}, "activation is 'tanh'"),
+        ({"num_layers": None}, "num_layers is missing"),
+    ],
+)
+def test_a_clip_of_megatrons_that_transformers_cannot_hold_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], says: str
+) -> None:
+    case = Case(CLIP)
+    path = write_megatron(tmp_path, case, towers.make_clip(48), projector_state(case.projector), **changes)
+    assert main(["convert", str(path), str(tmp_path / "out")]) == ExitCode.REFUSED
+    assert says in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("legacy", [True, False])

@@ -228,3 +228,28 @@ def megatron_clip_state(tower: CLIPVisionModel, *, last_norm: bool) -> dict[str,
                 f"{block}.mlp.linear_fc2.{kind}": theirs[f"{encoder}.mlp.fc2.{kind}"],
             }
     return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def megatron_clip_config(tower: CLIPVisionModel) -> dict[str, object]:
+    """`vision_transformer_config` of NeMo 2's `CLIPViTL_14_336_Config`, at a tower's sizes."""
+    config = tower.config
+    return {
+        "_target_": "nemo.collections.vlm.vision.clip_vit.CLIPViTL_14_336_Config",
+        "vision_model_type": "clip",
+        "add_class_token": True,
+        "class_token_len": 1,
+        "patch_dim": PATCH,
+        "img_h": config.image_size,
+        "img_w": config.image_size,
+        "num_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "hidden_size": WIDTH,
+        "ffn_hidden_size": config.intermediate_size,
+        "kv_channels": WIDTH // config.num_attention_heads,
+        "gated_linear_unit": False,
+        "activation_func": {"_target_": "nemo.collections.llm.fn.activation.quick_gelu", "_call_": False},
+        "layernorm_zero_centered_gamma": False,
+        "layernorm_epsilon": config.layer_norm_eps,
+        "bias_activation_fusion": False,
+        "normalization": "LayerNorm",
+    }

@@ -47,6 +47,20 @@ ACTIVATIONS: Final = {
     ("squared_relu", False): ("squared-relu", False),
 }
 
+TOWER_KEYS: Final = {
+    **{
+        key: key
+        for key in (
+            *("img_h", "img_w", "patch_dim", "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads"),
+            *("kv_channels", "layernorm_epsilon", "bias_activation_fusion"),
+        )
+    },
+    "class_token_len": "class_token_length",
+}
+"""The same of a tower of Megatron-core's own."""
+
+TOWER_ACTIVATIONS: Final = {"quick_gelu": ("approx-gelu", False), "openai_gelu": ("gelu", True)}
+
 PROJECTORS: Final = {"mcore_mlp": "mlp2x_gelu", "mcore_affine": "linear"}
 """Megatron's own modules, which compute the same."""
 
@@ -92,21 +106,16 @@ def _multimodal(config: Mapping[str, Any], at: str) -> dict[str, Any]:
     vision = _section(config, "vision_transformer_config", at)
     projection = _section(config, "vision_projection_config", at)
     kind = str(projection.get("projector_type", "mlp2x_gelu"))
+    named = vision.get("pretrained_model_name_or_path")
     tower: dict[str, Any] = {
-        "from_pretrained": vision.get("pretrained_model_name_or_path"),
-        # Its other class is Megatron-core's own tower.
-        "from_hf": vision.get("pretrained_model_name_or_path") is not None,
+        "from_pretrained": named or _target(vision),
+        "from_hf": named is not None,
         "patch_dim": None,
         "hidden_size": vision.get("hidden_size"),
         "vision_select_layer": config.get("vision_feature_layer", -2),
         "vision_select_feature": "patch" if config.get("drop_vision_class_token", True) else "cls_patch",
+        "megatron": _megatron_tower(vision, f"{at}: vision_transformer_config") if named is None else None,
     }
-    if tower["from_pretrained"] is None:
-        raise config_error(
-            f"{at}: vision_transformer_config",
-            f"{_target(vision)[:60]} names no pretrained_model_name_or_path: it is no Hugging Face tower",
-            "use a checkpoint with a Hugging Face tower",
-        )
     return {
         "mm_cfg": {
             "llm": {"freeze": bool(config.get("freeze_language_model", False)), "model_type": "v1"},
@@ -116,6 +125,28 @@ def _multimodal(config: Mapping[str, Any], at: str) -> dict[str, Any]:
         # NeMo 2 keeps no template with the model; its recipes train with LLaVA's.
         "data": {"conv_template": "v1"},
     }
+
+
+def _megatron_tower(vision: Mapping[str, Any], at: str) -> dict[str, Any]:
+    """Translate the sizes of Megatron-core's `CLIPViTModel` into those of NeMo 1's CLIP."""
+    kind = vision.get("vision_model_type", "clip")
+    if "img_h" not in vision or kind != "clip":
+        raise config_error(
+            at,
+            f"{_target(vision)[:60]} of type {str(kind)[:60]!r} is neither a Hugging Face tower nor Megatron's CLIP",
+            "use a checkpoint with a Hugging Face tower",
+        )
+    section = {new: vision[key] for key, new in TOWER_KEYS.items() if vision.get(key) is not None}
+    function = _target(vision.get("activation_func", "gelu"))
+    section["activation"], section["openai_gelu"] = TOWER_ACTIVATIONS.get(function, (function, False))
+    if vision.get("gated_linear_unit", False):
+        section["activation"] += " with a gate"
+    if not vision.get("add_class_token", True):
+        section["class_token_length"] = 0
+    normalization = str(vision.get("normalization", "LayerNorm"))
+    plain = not vision.get("layernorm_zero_centered_gamma", False)
+    section["normalization"] = NORMALIZATIONS.get(normalization, normalization) + ("" if plain else "1p")
+    return section | {"preprocess_layernorm": True}
 
 
 def _tokenizer(described: object, members: Collection[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_builder.mappings.base import Rename, Rule, Shape
-from multimodal_recipes.recipe import PROJECTOR_KINDS
+from multimodal_recipes.recipe import JOINING_KINDS, PROJECTOR_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ def _shapes(config: ProjectorConfig) -> dict[str, Shape]:
             return {}
         case "linear", _:
             return dict(_affine("", (hidden, width)))
-        case "mlp_downsample", _:  # 0 joins four tokens, 3 is the activation
+        case kind, _ if kind in JOINING_KINDS:  # 0 joins four tokens, 3 is the activation
             layers = {"1.": (4 * width,), "2.": (hidden, 4 * width), "4.": (hidden, hidden)}
         case _, int(depth):
             layers = {f"{2 * index}.": (hidden, hidden if index else width) for index in range(depth)}

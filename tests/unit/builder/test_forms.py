@@ -379,8 +379,11 @@ def test_a_context_of_an_unknown_model_is_refused(
     assert says in str(problem)
 
 
-def test_megatrons_own_tower_is_named(tmp_path: Path, state: State) -> None:
-    config = forms.VISUAL | {"vision_transformer_config": {"_target_": "megatron.CLIPViTConfig"}}
+@pytest.mark.parametrize("changes", [{"vision_model_type": "siglip"}, {"img_h": None}], ids=["siglip", "another"])
+def test_another_tower_of_megatrons_is_named(tmp_path: Path, state: State, changes: dict[str, object]) -> None:
+    """Megatron's SigLIP puts its last norm behind the layer that is taken, which no tower of transformers does."""
+    described = {"_target_": "megatron.CLIPViTConfig", "img_h": 48} | changes
+    config = forms.VISUAL | {"vision_transformer_config": {k: v for k, v in described.items() if v is not None}}
     (problem,) = problems_of(forms.as_nemo2(Archive.read(CLASSIC), nemo2_state(state), config).write(tmp_path))
     assert "CLIPViTConfig" in problem.problem
 

@@ -83,10 +83,15 @@ SQUARES = {
 def test_squares_of_tokens_are_joined_column_by_column(tokens: int) -> None:
     numbers = torch.arange(tokens, dtype=torch.float32)[:, None].expand(tokens, 2) + 1
     wanted = [[0 if place is None else place + 1 for place in square] for square in SQUARES[tokens]]
-    found = JoinSquares()(numbers)
+    found = JoinSquares(by_column=True)(numbers)
     assert found.tolist() == [[value for value in square for _ in range(2)] for square in wanted]
     batch = torch.stack([numbers, 100 * numbers])
-    assert torch.equal(JoinSquares()(batch), torch.stack([found, 100 * found]))
+    assert torch.equal(JoinSquares(by_column=True)(batch), torch.stack([found, 100 * found]))
+
+
+def test_nemo_2_joins_line_by_line() -> None:
+    squares = JoinSquares(by_column=False)(torch.arange(16.0)[:, None]).tolist()
+    assert squares == [SQUARES[16][place] for place in (0, 2, 1, 3)]
 
 
 def test_downsampling_is_join_norm_linear_gelu_linear(tmp_path: Path) -> None:
@@ -96,7 +101,7 @@ def test_downsampling_is_join_norm_linear_gelu_linear(tmp_path: Path) -> None:
     shapes |= {"4.weight": (OUT, OUT), "4.bias": (OUT,)}
     state = {f"mm_projector.{name}": torch.randn(*shape) for name, shape in shapes.items()}
     x = torch.randn(2, 49, IN)
-    y = JoinSquares()(x)
+    y = JoinSquares(by_column=True)(x)
     y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
     y = y * state["mm_projector.1.weight"] + state["mm_projector.1.bias"]
     y = functional.linear(y, state["mm_projector.2.weight"], state["mm_projector.2.bias"])
@@ -108,7 +113,7 @@ def test_downsampling_is_join_norm_linear_gelu_linear(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "tokens", "rows"), [("mlp_downsample", 729, 196), ("mlp_downsample", 576, 144)])
 def test_rows_of_a_picture(kind: str, tokens: int, rows: int) -> None:
     assert ProjectorConfig(kind=kind, input_size=1, hidden_size=1).rows(tokens) == rows
-    assert JoinSquares()(torch.zeros(1, tokens, 1)).shape == (1, rows, 4)
+    assert JoinSquares(by_column=True)(torch.zeros(1, tokens, 1)).shape == (1, rows, 4)
 
 
 @pytest.mark.parametrize("kind", ["qformer", "mlp0x_gelu", "mlpx_gelu", "mlp2x_relu"])
