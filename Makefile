@@ -51,11 +51,11 @@ lint: venv ## format, lint, types, layers, and that generated files are current
 
 .PHONY: test-unit
 test-unit: venv ## the fast tests: no torch model, no Triton, no cluster
-	$(VENV)/bin/pytest --numprocesses auto -m "not (parity or triton or cluster or train)"
+	$(VENV)/bin/pytest --numprocesses auto -m "not (parity or triton or cluster or train or fuzz)"
 
 .PHONY: test
 test: lint test-unit images ## everything that CI runs: lint, fast tests, Hugging Face, Triton, Kubernetes
-	$(VENV)/bin/pytest --numprocesses 2 --dist loadgroup -m "(parity or triton or cluster) and not train"
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadgroup -m "(parity or triton or cluster or fuzz) and not train"
 
 .PHONY: retrain-check
 retrain-check: venv ## train the tiny models again and see that they come out as good (minutes)

@@ -5,8 +5,11 @@ Each form is written from what Megatron does when it saves: its parallel layers 
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -253,3 +256,23 @@ def as_nemo2(archive: Archive, state: State, config: Mapping[str, object]) -> Ar
     made.members["context/io.json"] = b"{}"
     made.members["context/nemo_tokenizer/tokenizer.model"] = tokenizer
     return made
+
+
+def gzipped(data: bytes) -> bytes:
+    """As very old archives are, without the time of day."""
+    return gzip.compress(data, 1, mtime=0)
+
+
+def pickle_of(ckpt: bytes) -> bytes:
+    """The pickle in what torch saved."""
+    with zipfile.ZipFile(io.BytesIO(ckpt)) as archive:
+        return archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+
+
+def with_pickle(ckpt: bytes, pickled: bytes) -> bytes:
+    """The same file with another pickle, and correct sizes and checksums."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(ckpt)) as before, zipfile.ZipFile(packed, "w") as after:
+        for name in before.namelist():
+            after.writestr(name, pickled if name.endswith("/data.pkl") else before.read(name))
+    return packed.getvalue()

@@ -36,7 +36,9 @@ def open_distributed(members: Members, folder: str) -> StackedSource:
         found = (described["sharded_backend"], described["sharded_backend_version"])
         form = FORMS.get(found)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise unreadable(member.at, f"not the description of a distributed checkpoint: {error!r}") from error
+        raise unreadable(
+            member.at, f"not the description of a distributed checkpoint: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
     if form is None:
         raise unreadable(
             member.at,

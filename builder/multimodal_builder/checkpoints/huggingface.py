@@ -118,7 +118,7 @@ class SafetensorsSource:
                 if name != "__metadata__"
             }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise unreadable(self.at, f"the header is damaged: {error!r}") from error
+            raise unreadable(self.at, f"the header is damaged: {type(error).__name__}: {str(error)[:200]}") from error
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Give all tensors in the order of the file."""
@@ -139,8 +139,8 @@ class SafetensorsSource:
         if entry["dtype"] not in CARRIERS or not all(isinstance(size, int) and size >= 0 for size in shape):
             raise unreadable(at, f"type {entry['dtype']} and shape {shape} are not those of weights")
         info = TensorInfo(entry["dtype"], shape)
-        if end - start != info.nbytes:
-            raise unreadable(at, f"{end - start} bytes for {info.dtype} values of shape {shape}")
+        if start < 0 or end - start != info.nbytes:
+            raise unreadable(at, f"bytes {start} to {end} for {info.dtype} values of shape {shape}")
         return info, window.part(base + start, info.nbytes, at)
 
 

@@ -96,7 +96,11 @@ class _MemberFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill the whole buffer."""
-        with ByteFile(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), self.at) as file:
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise unreadable(self.at, f"the file changed while it was being read: {error.strerror}") from error
+        with ByteFile(descriptor, self.at) as file:
             file.read_into(offset, buffer)
 
     def window(self, at: str) -> Window:

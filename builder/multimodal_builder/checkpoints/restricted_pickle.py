@@ -21,11 +21,14 @@ OPCODES: Final = frozenset({
     *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
     *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
-    *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
+    *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
     *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
     *("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"),
 })  # fmt: skip
-"""What writers of checkpoints use. Left out are extensions, older ways to make instances, and shared buffers."""
+"""What writers of checkpoints use. Left out are extensions, older ways to make instances, sets, and shared buffers."""
+
+MAX_NESTING: Final = 32
+"""Of tuples in tuples. One that holds another twice, and so on, has few bytes, and no end when it is a key."""
 
 
 class Record:
@@ -173,10 +176,42 @@ def load(
         raise unreadable(at, f"the pickle is damaged: {type(error).__name__}: {error}") from error
 
 
+_GETS: Final = frozenset({"GET", "BINGET", "LONG_BINGET"})
+_PUTS: Final = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+_TUPLES: Final = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"})
+
+
 def _scan(data: bytes, at: str) -> None:
-    """Refuse opcodes that no checkpoint needs, and memo indices that would make a small pickle allocate gigabytes."""
+    """Walk through the pickle as the unpickler will, with no more than how deep each object's tuples are nested.
+
+    Refused are opcodes that no checkpoint needs, memo indices that would make a small pickle allocate gigabytes, and
+    tuples whose hash takes for ever.
+    """
+    depths: list[int] = []
+    marks: list[int] = []
+    memo: dict[int, int] = {}
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name not in OPCODES:
-            raise unsafe(at, f"the pickle uses the opcode {opcode.name}, which no checkpoint needs")
-        if opcode.name in {"PUT", "LONG_BINPUT"} and int(argument or 0) > len(data):
-            raise unsafe(at, f"the pickle numbers an object {argument}, more than it has bytes")
+        name = opcode.name
+        if name not in OPCODES:
+            raise unsafe(at, f"the pickle uses the opcode {name}, which no checkpoint needs")
+        if name == "MARK":
+            marks.append(len(depths))
+        elif name in _GETS:
+            depths.append(memo[int(argument or 0)])
+        elif name in _PUTS:
+            index = int(argument or 0)
+            if index > len(data):
+                raise unsafe(at, f"the pickle numbers an object {index}, more than it has bytes")
+            memo[index] = depths[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = depths[-1]
+        else:
+            start = marks.pop() if pickletools.markobject in opcode.stack_before else len(depths) - _POPS[name]
+            deepest = max(depths[start:], default=0) + (name in _TUPLES)
+            del depths[start:]
+            depths += [deepest] * len(opcode.stack_after)
+            if deepest > MAX_NESTING:
+                raise unsafe(at, f"the pickle nests tuples more than {MAX_NESTING} deep")
+
+
+_POPS: Final = {opcode.name: len(opcode.stack_before) for opcode in pickletools.opcodes}

@@ -27,6 +27,9 @@ CARRIERS: Final[Mapping[str, np.dtype[Any]]] = {
 }
 """safetensors' names of types, and the numpy type that holds one value."""
 
+MAX_LENGTH: Final = 2**48
+"""Of an axis, and of a tensor: far beyond any file, and small enough to be printed and multiplied."""
+
 FLOATS: Final = ("F32", "F16", "BF16")
 """Types of weights."""
 

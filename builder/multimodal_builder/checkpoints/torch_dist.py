@@ -15,7 +15,7 @@ from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.errors import shown, unreadable
 from multimodal_builder.checkpoints.members import clean_name
 from multimodal_builder.checkpoints.restricted_pickle import Record
-from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo
+from multimodal_builder.checkpoints.tensors import CARRIERS, MAX_LENGTH, TensorInfo
 from multimodal_builder.checkpoints.torch_zip import DTYPES, StoredTensor, TorchZip
 
 if TYPE_CHECKING:
@@ -184,6 +184,6 @@ def _dtype(properties: object, at: str) -> str:
 
 
 def _sizes(value: object, at: str) -> tuple[int, ...]:
-    if not isinstance(value, tuple) or not all(isinstance(size, int) and size >= 0 for size in value):
+    if not isinstance(value, tuple) or not all(isinstance(size, int) and 0 <= size <= MAX_LENGTH for size in value):
         raise unreadable(at, f"{shown(value)} where sizes or offsets should be")
     return value

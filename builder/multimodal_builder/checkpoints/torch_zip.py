@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 from multimodal_builder.checkpoints import restricted_pickle
 from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.errors import shown, unreadable, unsafe
-from multimodal_builder.checkpoints.tensors import CARRIERS, Array, TensorInfo, raw
+from multimodal_builder.checkpoints.tensors import CARRIERS, MAX_LENGTH, Array, TensorInfo, raw
 from multimodal_builder.checkpoints.window import WindowReader
 
 if TYPE_CHECKING:
@@ -83,15 +83,15 @@ class StoredTensor:
             ProductError: they do not.
         """
         sizes = (self.offset, *self.shape)
-        if any(not isinstance(size, int) or size < 0 for size in sizes):
-            raise unreadable(at, f"offset {self.offset} and shape {self.shape} are no offset and shape")
+        if any(not isinstance(size, int) or not 0 <= size <= MAX_LENGTH for size in sizes):
+            raise unreadable(at, f"offset {shown(self.offset)} and shape {shown(self.shape)} are no offset and shape")
         if prod(self.shape) + self.offset > self.storage.elements:
             raise unreadable(
                 at, f"shape {self.shape} at {self.offset} exceeds its {self.storage.elements} stored values"
             )
         if prod(self.shape) and self.strides != _contiguous(self.shape, self.strides):
             raise unreadable(
-                at, f"strides {self.strides} of shape {self.shape} are not contiguous", "save it contiguous"
+                at, f"strides {shown(self.strides)} of shape {self.shape} are not contiguous", "save it contiguous"
             )
 
 
@@ -221,6 +221,8 @@ class TorchZip:
 def _storage(pid: object) -> _Storage:
     """Read torch's persistent id: ("storage", type, key, device, number of values)."""
     match pid:
-        case ("storage", str() as dtype, str() as key, _, int() as elements) if dtype in CARRIERS and elements >= 0:
+        case ("storage", str() as dtype, str() as key, _, int() as elements) if (
+            dtype in CARRIERS and 0 <= elements <= MAX_LENGTH
+        ):
             return _Storage(dtype, key, elements)
     raise pickle.UnpicklingError(f"a persistent id that is no storage: {shown(pid)}")
