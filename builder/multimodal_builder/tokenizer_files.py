@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.huggingface import find_folder
+from multimodal_builder.checkpoints.nemo2 import TOKENIZER_FOLDER
 from multimodal_builder.fast_tokenizer import (
     CONFIG_NAME,
     FAST_NAME,
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from multimodal_builder.tokenizer import ConvertedTokenizer, Usage
 
 SENTENCEPIECE_NAME: Final = "tokenizer.model"
-NEMO_2_FOLDER: Final = "context/nemo_tokenizer/"
-"""Where NeMo 2 keeps a Hugging Face tokenizer's files."""
 GPT_SENTENCEPIECE: Final = "GPTSentencePieceTokenizer"
 """`tokenizer.type` of the library megatron that means a SentencePiece model."""
 
@@ -108,10 +107,10 @@ def _megatron(checkpoint: Checkpoint[LanguageConfig]) -> TokenizerFiles:
 
 def _huggingface(checkpoint: Checkpoint[LanguageConfig]) -> TokenizerFiles:
     members = checkpoint.members
-    inside = {name: NEMO_2_FOLDER + name for name in _WANTED if NEMO_2_FOLDER + name in members.names()}
+    inside = {name: TOKENIZER_FOLDER + name for name in _WANTED if TOKENIZER_FOLDER + name in members.names()}
     if inside:
         content = {name: members.open(member).read(_LIMIT) for name, member in inside.items()}
-        return TokenizerFiles(f"{checkpoint.at}: {NEMO_2_FOLDER}", content)
+        return TokenizerFiles(f"{checkpoint.at}: {TOKENIZER_FOLDER}", content)
     named = checkpoint.config.tokenizer.type
     key = "tokenizer.type"
     if named is None:

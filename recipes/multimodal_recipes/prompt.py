@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from multimodal_recipes.recipe import MEDIA_SLOT, TEXT_SLOT
 
@@ -75,6 +76,33 @@ class Turn:
     """In order; media that the user gave no place stand in front."""
     answer: str | None = None
     """None where the model is asked for it."""
+
+
+def place_media(text: str, media: Sequence[Medium]) -> tuple[str | Medium, ...]:
+    """Put media where NeMo's clients mark their places: `<image>` or `<video>` in the text.
+
+    For interfaces that have nothing but a text; one whose messages have parts gives media their places itself. A line
+    break behind a mark is the one that the template puts there, as in training's texts.
+
+    Args:
+        text: What the user wrote. Marks beyond the number of media stay text.
+        media: In order; those without a mark stand in front of all text.
+
+    Returns:
+        The content of a turn.
+    """
+    marks = list(_MARK.finditer(text))[: len(media)]
+    without = len(media) - len(marks)
+    content: list[str | Medium] = list(media[:without])
+    at = 0
+    for mark, medium in zip(marks, media[without:], strict=True):
+        content += [text[at : mark.start()], medium]
+        at = mark.end()
+    content.append(text[at:])
+    return tuple(part for part in content if part != "")
+
+
+_MARK: Final = re.compile("<(?:image|video)>\n?")
 
 
 def render(template: PromptTemplate, turns: Sequence[Turn]) -> tuple[str | MediaSlot, ...]:

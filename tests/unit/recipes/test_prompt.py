@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
-from multimodal_recipes.prompt import FILLER, MediaSlot, Medium, Turn, render
+from multimodal_recipes.prompt import FILLER, MediaSlot, Medium, Turn, place_media, render
 from multimodal_recipes.recipe import PromptTemplate
 from multimodal_recipes.tokenizer import Tokenizer
 from tests.support.tiny_tokenizer import SPECIALS
@@ -70,6 +70,28 @@ def test_texts_of_a_medium_stand_inside_the_family_s_marks() -> None:
         "<5>x",
     )
     assert (video.rows, video.slots) == (5, (MediaSlot(2), MediaSlot(3)))
+
+
+OTHER = Medium((MediaSlot(2),))
+
+
+@pytest.mark.parametrize(
+    ("text", "media", "content"),
+    [
+        ("what?", (PICTURE,), (PICTURE, "what?")),
+        ("<image>\n what?", (PICTURE,), (PICTURE, " what?")),
+        ("what is this: <video>", (PICTURE,), ("what is this: ", PICTURE)),
+        ("<image> and <image>\n\n?", (PICTURE, OTHER), (PICTURE, " and ", OTHER, "\n?")),
+        ("first <image> here", (PICTURE, OTHER), (PICTURE, "first ", OTHER, " here")),
+        ("<image><image>x", (PICTURE,), (PICTURE, "<image>x")),
+        ("<image>", (), ("<image>",)),
+        ("", (PICTURE,), (PICTURE,)),
+    ],
+)
+def test_marks_of_nemo_s_clients_are_places(
+    text: str, media: tuple[Medium, ...], content: tuple[str | Medium, ...]
+) -> None:
+    assert place_media(text, media) == content
 
 
 def test_only_the_last_turn_may_wait_for_its_answer() -> None:
