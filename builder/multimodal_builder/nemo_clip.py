@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
-from multimodal_builder.checkpoints.config import ClipModelConfig, ClipSection
+from multimodal_builder.checkpoints.config import ClipModelConfig, ClipSection, config_error
 from multimodal_builder.checkpoints.errors import not_found
-from multimodal_builder.checkpoints.huggingface import candidates
+from multimodal_builder.checkpoints.huggingface import CONFIG_NAME, candidates
 from multimodal_builder.checkpoints.nemo import open_checkpoint
 from multimodal_builder.tower_config import ClipConfig
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from multimodal_builder.checkpoints.checkpoint import Checkpoint
+
+FROM_HF: Final = "mm_cfg.vision_encoder.from_hf"
 
 ACTIVATIONS: Final = {"gelu": "gelu", "approx-gelu": "quick_gelu"}
 """transformers' names; NeMo's `approx-gelu` is x * sigmoid(1.702 x)."""
@@ -87,9 +89,15 @@ def open_clip(named: str, checkpoint: Path, *, key: str) -> Checkpoint[ClipModel
         key: The configuration key, for errors.
 
     Raises:
-        ProductError: there is none, or it is no readable CLIP.
+        ProductError: there is none, it is a Hugging Face model's folder, or no readable CLIP.
     """
     for candidate in candidates(named, checkpoint):
+        if (candidate / CONFIG_NAME).is_file():
+            raise config_error(
+                f"{checkpoint.name}: {FROM_HF}",
+                f"is False, but {candidate.name!r} is the folder of a Hugging Face model",
+                "set it to True in model_config.yaml, or put the archive of NeMo's CLIP there",
+            )
         if candidate.exists():
             return open_checkpoint(candidate, ClipModelConfig)
     raise not_found(

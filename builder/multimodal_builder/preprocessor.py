@@ -154,7 +154,7 @@ def canonical_preprocessor(tower: TowerConfig, how: ImagePreprocessing) -> dict[
     else:
         sizes = {
             "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": how.shortest_edge},
+            "size": square if how.resize is FrameResize.SQUASH else {"shortest_edge": how.shortest_edge},
             "do_center_crop": True,
             "crop_size": square,
         }

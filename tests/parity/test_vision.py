@@ -8,10 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import nemo_writer
-from transformers import AutoModel, CLIPVisionModel, LlavaForConditionalGeneration, SiglipVisionModel
+from transformers import (
+    AutoModel,
+    CLIPImageProcessorPil,
+    CLIPVisionModel,
+    LlavaForConditionalGeneration,
+    SiglipImageProcessorPil,
+    SiglipVisionModel,
+)
 
 from multimodal_api.build import ExitCode
 from multimodal_api.families import Family
@@ -19,6 +27,7 @@ from multimodal_builder.main import main
 from multimodal_modeling.model import read_recipe
 from multimodal_modeling.projector import JoinSquares
 from multimodal_modeling.vision import MediaEncoder
+from multimodal_recipes.images import preprocess
 from multimodal_recipes.recipe import FrameResize
 from support import forms, towers
 from support.archives import CKPT, CLASSIC, Archive
@@ -223,6 +232,19 @@ def test_a_vila_sees_through_siglip_and_joined_squares(tmp_path: Path, template:
     assert (how.resize, how.image_size, how.resample) == (FrameResize.SQUASH, case.image_size, 3)
     pixels = pixels_for(case)
     assert difference(encode(tmp_path / "out", recipe, pixels), reference(case, tower, state, pixels)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("aspect", ["square", "resize"])
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_the_canonical_processor_makes_our_pixels(tmp_path: Path, name: str, aspect: str) -> None:
+    case = CASES[name]
+    archive = Archive.read(write(tmp_path, case, case.make(case.image_size), projector_state(case.projector)))
+    archive.set_config("data.image_aspect_ratio", aspect)
+    recipe = convert(archive.write(tmp_path), tmp_path / "out")
+    kind = CLIPImageProcessorPil if name == "clip" else SiglipImageProcessorPil
+    picture = np.random.default_rng(4).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    theirs = kind.from_pretrained(tmp_path / "out" / "vision")(images=picture, return_tensors="np")["pixel_values"]
+    assert np.array_equal(preprocess(picture[None], recipe.seeing().preprocessing, at="x"), np.asarray(theirs))
 
 
 def row_major(self: Any, features: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def test_the_tower_is_taken_from_the_archive_where_it_is_in_it(
         ("mm_cfg.mm_mlp_adapter_type", "mlp_downsample", Reason.CHECKPOINT_WEIGHTS, "missing: mm_projector.1.weight"),
         ("mm_cfg.mm_mlp_adapter_type", "identity", Reason.CHECKPOINT_CONFIG, "the tower is 64 wide"),
         ("mm_cfg.vision_encoder.class_token_length", 37, Reason.CHECKPOINT_CONFIG, "1 class tokens and 36 patches"),
-        ("mm_cfg.vision_encoder.from_hf", False, Reason.CHECKPOINT_UNREADABLE, "is in it: no checkpoint"),
+        ("mm_cfg.vision_encoder.from_hf", False, Reason.CHECKPOINT_CONFIG, "'clip' is the folder of a Hugging Face"),
         ("mm_cfg.vision_encoder.vision_select_feature", "cls", Reason.CHECKPOINT_CONFIG, "'cls'"),
         ("mm_cfg.vision_encoder.vision_select_layer", -6, Reason.CHECKPOINT_CONFIG, "has 4 layers"),
         ("mm_cfg.vision_encoder.patch_dim", 14, Reason.CHECKPOINT_CONFIG, "is 14, but the tower's is 8"),
