@@ -62,8 +62,9 @@ retrain-check: venv ## train the tiny models again and see that they come out as
 	$(VENV)/bin/pytest -m train
 
 .PHONY: bench
-bench: venv images ## measure: apply to first answer, the operator beside a bare handler, the server beside its engine, a batch beside single requests
+bench: venv images ## measure: apply to first answer, the operator beside a bare handler, the server beside its engine, a batch beside single requests, conversion beside cp
 	$(VENV)/bin/python benchmarks/first_answer.py
 	eval "$$($(PYTHON) cluster env)" && $(VENV)/bin/python benchmarks/reconcile.py
 	$(VENV)/bin/python benchmarks/server.py
 	$(VENV)/bin/python benchmarks/batching.py
+	$(VENV)/bin/python benchmarks/conversion.py

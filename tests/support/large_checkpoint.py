@@ -67,6 +67,11 @@ class Sizes:
     def nbytes(self) -> int:
         return sum(2 * prod(shape) for shape in self.tensors().values())
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest tensor, layers apart."""
+        return 2 * max(self.rows, 2 * self.ffn) * self.hidden
+
     def tensors(self) -> dict[str, Shape]:
         """Names and shapes as they are stacked in a distributed checkpoint."""
         size = self.hidden // self.heads
