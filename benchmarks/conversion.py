@@ -44,6 +44,8 @@ class Run:
     """What one process took."""
 
     seconds: float
+    cpu: float
+    """Seconds of all its cores."""
     peak: int
     """Resident bytes."""
     read: int
@@ -106,9 +108,10 @@ def _run(command: Sequence[str]) -> Run:
         time.sleep(_POLL_SECONDS)
     seconds = time.monotonic() - start
     counts |= _counts(process.pid)
-    if process.wait() != 0:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return Run(seconds, counts["VmHWM"] * 1024, counts["rchar"], counts["wchar"])
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+    return Run(seconds, used.ru_utime + used.ru_stime, counts["VmHWM"] * 1024, counts["rchar"], counts["wchar"])
 
 
 def _counts(pid: int) -> dict[str, int]:
@@ -130,8 +133,11 @@ def _report(copies: list[Run], conversions: list[Run], sizes: Sizes, size: int, 
         ("bytes read, of the checkpoint's", read, TRAFFIC, read <= TRAFFIC),
         ("bytes written, of the model's", wrote, TRAFFIC, wrote <= TRAFFIC),
     )
-    print(f"\ncp and fsync   {copy:8.1f} s  {size / copy / 1e6:7.0f} MB/s")
-    print(f"convert        {conversion:8.1f} s  {size / conversion / 1e6:7.0f} MB/s\n")
+    print(f"\n{'':<14}{'seconds':>9}{'MB/s':>7}{'CPU s':>7}")
+    for name, runs, seconds in (("cp and fsync", copies, copy), ("convert", conversions, conversion)):
+        cpu = statistics.median(run.cpu for run in runs)
+        print(f"{name:<14}{seconds:9.1f}{size / seconds / 1e6:7.0f}{cpu:7.1f}")
+    print()
     for name, value, goal, good in checks:
         print(f"{name:<32} {value:8.3f}   goal {goal:.3f}   {'good' if good else 'MISSED'}")
     return 0 if all(good for *_, good in checks) else 1

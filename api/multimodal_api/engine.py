@@ -119,7 +119,7 @@ class Manifest(OpenModel):
     key: EngineKey
     inputs: BuildInputs
     checkpoint_sha256: str
-    """Digest of the checkpoint's bytes as they were read in the conversion."""
+    """Digest of the checkpoint as it was read in the conversion: its settings, and its values as they were written."""
     builder_version: str
     built_at: datetime
     files: tuple[EngineFile, ...]

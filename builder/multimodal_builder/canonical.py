@@ -6,9 +6,8 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from multimodal_builder.casts import STORED
-from multimodal_builder.checkpoints.tensors import raw
 from multimodal_builder.files import FileLog, sync_tree
-from multimodal_builder.safetensors_writer import write_weights
+from multimodal_builder.safetensors_writer import WEIGHTS_SUFFIX, write_weights
 from multimodal_recipes.recipe import PROJECTOR_DIR, RECIPE_NAME
 
 if TYPE_CHECKING:
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from multimodal_api.engine import Dtype, EngineFile
-    from multimodal_builder.checkpoints.tensors import Array
     from multimodal_builder.components import Component
     from multimodal_builder.plan import Plan
 
@@ -31,7 +29,8 @@ class Converted(NamedTuple):
     files: tuple[EngineFile, ...]
     """Paths from `root`."""
     checkpoint_sha256: str
-    """Digest of everything that was read: settings, then each tensor's name and bytes in the order of reading."""
+    """Digest of everything that was read: the settings, the tensors' names, and their values. For these stand the
+    digests of the weight files that they became: each byte is hashed once, and none is lost but by a change of type."""
 
 
 def write_canonical(
@@ -47,35 +46,24 @@ def write_canonical(
         on_bytes: Told of the bytes of each tensor that was read.
     """
     log = FileLog(root)
-    digest = hashlib.sha256()
-    for settings in plan.settings:
-        digest.update(settings)
+    stored = STORED[dtype] if dtype else None
     for component in plan.components:
-        _write_component(component, folder / component.folder, log, digest, dtype=dtype, on_bytes=on_bytes)
+        target = folder / component.folder
+        write_weights(target, component.tensors(stored), component.values(stored, on_bytes), log)
+        for name, content in component.files.items():
+            log.write(target / name, _typed(name, content, component, stored))
     log.write(folder / RECIPE_NAME, plan.recipe.model_dump(mode="json", by_alias=True))
     sync_tree(folder)
-    return Converted(tuple(log.files), digest.hexdigest())
+    return Converted(tuple(log.files), _digest(plan, log))
 
 
-def _write_component(
-    component: Component,
-    folder: Path,
-    log: FileLog,
-    digest: hashlib._Hash,
-    *,
-    dtype: Dtype | None,
-    on_bytes: Callable[[int], None],
-) -> None:
-    stored = STORED[dtype] if dtype else None
-
-    def on_read(name: str, array: Array) -> None:
-        digest.update(name.encode())
-        digest.update(raw(array))
-        on_bytes(array.nbytes)
-
-    write_weights(folder, component.tensors(stored), component.values(stored, on_read), log)
-    for name, content in component.files.items():
-        log.write(folder / name, _typed(name, content, component, stored))
+def _digest(plan: Plan, log: FileLog) -> str:
+    names = [step.source for component in plan.components for step in component.mapped.steps]
+    weights = [file.sha256 for file in log.files if file.path.endswith(WEIGHTS_SUFFIX)]
+    digest = hashlib.sha256()
+    for part in (*plan.settings, "\n".join([*names, *weights]).encode()):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _typed(

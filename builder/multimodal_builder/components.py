@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
     from multimodal_builder.checkpoints.config import ModelConfig
-    from multimodal_builder.checkpoints.tensors import Array, TensorSource
+    from multimodal_builder.checkpoints.tensors import TensorSource
     from multimodal_builder.mappings.language_model import JsonObject, LanguageModel
     from multimodal_builder.tokenizer import ConvertedTokenizer
     from multimodal_builder.towers import Tower
@@ -38,13 +38,16 @@ class Component:
         targets = (target for step in self.mapped.steps for target in step.targets)
         return [(name, TensorInfo(dtype or info.dtype, info.shape)) for name, info in targets]
 
-    def values(self, dtype: str | None, on_read: Callable[[str, Array], None]) -> Iterator[Iterator[memoryview]]:
+    def values(self, dtype: str | None, on_read: Callable[[int], None]) -> Iterator[Iterator[memoryview]]:
         """Read, convert and give one tensor after the other, each as pieces of bytes that are good until the next.
 
-        `on_read` is shown each source tensor once, in order, in a thread of its own.
+        Args:
+            dtype: Type of all weights; None keeps that of each.
+            on_read: Told of the bytes of each tensor that was read.
         """
         staging = Staging()
-        for step, array in read_ahead(self.source, self.mapped.steps, on_read):
+        for step, array in read_ahead(self.source, self.mapped.steps):
+            on_read(array.nbytes)
             for (_, info), part in zip(step.targets, step.rule.apply(array), strict=True):
                 yield staging.pieces(part, source=info.dtype, target=dtype or info.dtype)
             del array, part  # the next one is read in its place

@@ -6,23 +6,23 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.base import Model
-from multimodal_api.engine import Dtype
 from multimodal_api.errors import Failure, ProductError
 from multimodal_api.families import Family, LlmType
 from multimodal_builder import checks
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.checkpoints.nemo import open_sources
+from multimodal_builder.memory import Memory, check_tensor_parallel, estimate, tensor_parallel_sizes
 from multimodal_builder.plan import Plan, make_plan
 from multimodal_recipes.frames import frame_bounds
 from multimodal_recipes.layout import lay_out
+from multimodal_recipes.recipe import LLM_DIR
 
 if TYPE_CHECKING:
-    from multimodal_api.engine import TokenLimits
+    from multimodal_api.engine import Dtype, Limits
     from multimodal_builder.checkpoints.hub import Hub
+    from multimodal_builder.components import Component
     from multimodal_recipes.recipe import VisionRecipe
 
-BYTES: Final = {Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2, Dtype.FLOAT32: 4}
-"""Size of one value."""
 _STORED: Final = {"BF16": 2, "F16": 2, "F32": 4}
 
 
@@ -57,10 +57,11 @@ class Inspection(Model):
     parameters: int | None = None
     stored_bytes: int | None = None
     """Of the weights, as they are stored."""
-    weight_memory: int | None = None
-    """Bytes of the weights in memory, in the wanted type."""
-    cache_memory: int | None = None
-    """Bytes of the key/value cache for the wanted limits."""
+    tensor_parallel: tuple[int, ...] | None = None
+    """Numbers of GPUs over which the language model can be split."""
+    num_gpus: int | None = None
+    memory: Memory | None = None
+    """Of one of these GPUs, for the wanted limits."""
 
 
 def inspect(
@@ -69,7 +70,8 @@ def inspect(
     family: Family,
     llm_type: LlmType,
     dtype: Dtype,
-    limits: TokenLimits | None,
+    limits: Limits | None,
+    num_gpus: int = 1,
     hub: Hub | None = None,
 ) -> tuple[Inspection, Plan | None, ExitStack]:
     """Read the headers of a model's checkpoints.
@@ -79,7 +81,8 @@ def inspect(
         family: Wanted.
         llm_type: Wanted.
         dtype: Of the weights in memory.
-        limits: To check, and for the memory of the cache.
+        limits: To check, and for the estimate of memory; None leaves both out.
+        num_gpus: The same; 0 is none.
         hub: Has the models that a checkpoint names and that are not beside it.
 
     Returns:
@@ -94,17 +97,19 @@ def inspect(
     if plan is None:
         return _report(paths, family, llm_type, problems), None, opened
     opened.callback(plan.tower.close)
-    vision = plan.recipe.seeing()
     if limits is not None:
+        vision = plan.recipe.seeing()
         problems += checks.check_limits(
             limits,
             media=lay_out(vision, _frames(vision)[0]).rows,
             prompt=plan.tokenizer.prompt_tokens,
             positions=plan.recipe.max_positions,
         )
+        problems += check_tensor_parallel(plan.language_model, num_gpus)
     if problems:
         return _report(paths, family, llm_type, problems), None, opened
-    return _describe(paths, llm_type, plan, dtype, limits), plan, opened
+    memory = None if limits is None else _memory(plan, dtype, limits, num_gpus)
+    return _describe(paths, llm_type, plan, memory, num_gpus), plan, opened
 
 
 def _report(paths: CheckpointPaths, family: Family, llm_type: LlmType, problems: list[Failure]) -> Inspection:
@@ -112,14 +117,11 @@ def _report(paths: CheckpointPaths, family: Family, llm_type: LlmType, problems:
 
 
 def _describe(
-    paths: CheckpointPaths, llm_type: LlmType, plan: Plan, dtype: Dtype, limits: TokenLimits | None
+    paths: CheckpointPaths, llm_type: LlmType, plan: Plan, memory: Memory | None, num_gpus: int
 ) -> Inspection:
     shape, recipe = plan.language_model, plan.recipe
     vision = recipe.seeing()
     _, most = _frames(vision)
-    infos = [info for part in plan.components for step in part.mapped.steps for _, info in step.targets]
-    parameters = sum(info.nbytes // _STORED[info.dtype] for info in infos)
-    per_position = 2 * shape.layers * shape.groups * shape.head_size * BYTES[dtype]
     return Inspection(
         checkpoints=paths,
         family=recipe.family,
@@ -138,10 +140,11 @@ def _describe(
         tokens_per_medium=lay_out(vision, most).rows if most else None,
         prompt_tokens=plan.tokenizer.prompt_tokens,
         tower_in_checkpoint=plan.tower.trained,
-        parameters=parameters,
+        parameters=sum(_parameters(component) for component in plan.components),
         stored_bytes=plan.weight_bytes,
-        weight_memory=parameters * BYTES[dtype],
-        cache_memory=per_position * _positions(limits) if limits else None,
+        tensor_parallel=tensor_parallel_sizes(shape),
+        num_gpus=None if memory is None else num_gpus,
+        memory=memory,
     )
 
 
@@ -150,5 +153,12 @@ def _frames(vision: VisionRecipe) -> tuple[int, int | None]:
     return frame_bounds(vision.video) if vision.video else (1, 1)
 
 
-def _positions(limits: TokenLimits) -> int:
-    return limits.max_batch_size * (limits.max_input_len + limits.max_output_len)
+def _memory(plan: Plan, dtype: Dtype, limits: Limits, num_gpus: int) -> Memory:
+    encoder = sum(_parameters(component) for component in plan.components if component.folder != LLM_DIR)
+    model, tower = plan.language_model, plan.tower.config
+    return estimate(model, tower, encoder, limits=limits, num_gpus=num_gpus, dtype=dtype)
+
+
+def _parameters(component: Component) -> int:
+    infos = [info for step in component.mapped.steps for _, info in step.targets]
+    return sum(info.nbytes // _STORED[info.dtype] for info in infos)

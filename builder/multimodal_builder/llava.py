@@ -57,7 +57,7 @@ def write_llava(plan: Plan, folder: Path, *, dtype: Dtype | None) -> None:
         for component in plan.components
         for name, info in component.tensors(stored)
     ]
-    values = chain.from_iterable(component.values(stored, lambda *_: None) for component in plan.components)
+    values = chain.from_iterable(component.values(stored, lambda _: None) for component in plan.components)
     log = FileLog(folder)
     write_weights(folder, tensors, values, log)
     config = _config(plan, parts, dtype=TORCH_DTYPES[stored or parts[LLM_DIR].dtype])

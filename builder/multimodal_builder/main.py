@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from multimodal_api.build import (
     PROGRESS_PORT,
@@ -24,9 +24,9 @@ from multimodal_api.build import (
     Outcome,
     Stage,
 )
-from multimodal_api.engine import BuildInputs, Dtype, EngineKey
+from multimodal_api.engine import BuildInputs, Dtype, EngineKey, Limits, TokenLimits
 from multimodal_api.errors import Failure, ProductError
-from multimodal_api.families import Family, LlmType
+from multimodal_api.families import FAMILIES, Family, LlmType
 from multimodal_api.logs import FIELDS, configure
 from multimodal_api.reasons import Reason
 from multimodal_builder.canonical import write_canonical
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
     looking = commands.add_parser("inspect", help="read headers and configurations, list sizes and problems")
     _add_model(looking)
+    _add_limits(looking)
     looking.add_argument("--json", action="store_true", help="print JSON instead of a table")
     looking.set_defaults(run=_inspect)
 
@@ -118,7 +119,24 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llm-type", type=LlmType, choices=list(LlmType), default=LlmType.LLAMA)
 
 
-def _look(arguments: argparse.Namespace, around: ExitStack) -> tuple[Inspection, Plan | None]:
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the sizes of a resource's specification, with its defaults."""
+    parser.add_argument("--num-gpus", type=int, default=1, help="that share the language model; 0 is the CPU")
+    parser.add_argument("--dtype", type=Dtype, choices=list(Dtype), default=Dtype.BFLOAT16, help="of weights in memory")
+    for name, field in TokenLimits.model_fields.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=field.default)
+    parser.add_argument("--vision-max-batch-size", type=int, help="default: the family's")
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    tokens = {name: getattr(arguments, name) for name in TokenLimits.model_fields}
+    media = arguments.vision_max_batch_size or FAMILIES[arguments.type].vision_max_batch_size
+    return Limits(**tokens, vision_max_batch_size=media)
+
+
+def _look(
+    arguments: argparse.Namespace, around: ExitStack, *, limits: Limits | None = None, num_gpus: int = 1
+) -> tuple[Inspection, Plan | None]:
     """Inspect the checkpoints that the command line names; what is fetched for that lives as long as `around`."""
     hub = Hub(Path(around.enter_context(TemporaryDirectory(prefix=f"{PROGRAM}-"))))
     locations = CheckpointLocations(visual=arguments.checkpoint, llm=arguments.llm, lora=arguments.lora)
@@ -126,8 +144,9 @@ def _look(arguments: argparse.Namespace, around: ExitStack) -> tuple[Inspection,
         locations.fetch(hub),
         family=arguments.type,
         llm_type=arguments.llm_type,
-        dtype=Dtype.BFLOAT16,
-        limits=None,
+        dtype=arguments.dtype or Dtype.BFLOAT16,
+        limits=limits,
+        num_gpus=num_gpus,
         hub=hub,
     )
     around.enter_context(opened)
@@ -135,8 +154,13 @@ def _look(arguments: argparse.Namespace, around: ExitStack) -> tuple[Inspection,
 
 
 def _inspect(arguments: argparse.Namespace) -> ExitCode:
+    try:
+        limits = _limits(arguments)
+    except ValidationError as error:
+        print("\n".join(f"{detail['loc'][0]}: {detail['msg']}" for detail in error.errors()), file=sys.stderr)
+        return ExitCode.REFUSED
     with ExitStack() as around:
-        inspection, _ = _look(arguments, around)
+        inspection, _ = _look(arguments, around, limits=limits, num_gpus=arguments.num_gpus)
     if arguments.json:
         print(inspection.model_dump_json(by_alias=True, exclude_none=True, indent=2))
     else:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SHARD_BYTES: Final = 5_000_000_000
 """Largest file; Hugging Face's custom."""
+WEIGHTS_SUFFIX: Final = ".safetensors"
 _ALIGNMENT: Final = 8
 
 Named = tuple[str, TensorInfo]

@@ -231,6 +231,7 @@ def make_plan(request: BuildRequest, store: Store, opened: ExitStack) -> Plan:
         llm_type=inputs.llm_type,
         dtype=inputs.dtype,
         limits=inputs.limits,
+        num_gpus=inputs.num_gpus,
         hub=hub,
     )
     opened.enter_context(checkpoints)

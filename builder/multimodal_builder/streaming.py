@@ -12,31 +12,26 @@ from multimodal_builder.casts import cast
 from multimodal_builder.checkpoints.tensors import CARRIERS, raw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from concurrent.futures import Future
 
     from multimodal_builder.checkpoints.tensors import Array, TensorSource
     from multimodal_builder.mappings.base import Step
 
-AHEAD_BYTES: Final = 512 * 2**20
+AHEAD_BYTES: Final = 384 * 2**20
 """Most bytes of tensors that are held at once; a larger tensor is held alone."""
-PIECE_BYTES: Final = 8 * 2**20
+PIECE_BYTES: Final = 4 * 2**20
 """Large enough that handing a piece to another thread costs nothing, small enough to stay in the processor's caches."""
 
 
 def read_ahead(
-    source: TensorSource,
-    steps: tuple[Step, ...],
-    on_read: Callable[[str, Array], None],
-    *,
-    limit: int = AHEAD_BYTES,
+    source: TensorSource, steps: tuple[Step, ...], *, limit: int = AHEAD_BYTES
 ) -> Iterator[tuple[Step, Array]]:
     """Read the tensors of steps in order, the next ones while the last one is being used.
 
     Args:
         source: The checkpoint.
         steps: Which tensors.
-        on_read: Shown each one's name and values, in order; runs beside reading, in a thread of its own.
         limit: Most bytes that are held at once.
 
     Yields:
@@ -45,26 +40,17 @@ def read_ahead(
     infos = source.infos()
     sizes = [infos[step.source].nbytes for step in steps]
     waiting: deque[Future[Array]] = deque()
-    held = submitted = 0
-    reading, showing = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "hash-input")
-
-    def shown(name: str, read: Future[Array]) -> Array:
-        array = read.result()
-        on_read(name, array)
-        return array
-
+    held = 0
+    reading = ThreadPoolExecutor(1, "read")
     try:
-        for step, size in zip(steps, sizes, strict=True):
-            while submitted < len(steps) and (not waiting or held + sizes[submitted] <= limit):
-                name = steps[submitted].source
-                waiting.append(showing.submit(shown, name, reading.submit(source.read, name)))
-                held += sizes[submitted]
-                submitted += 1
+        for number, (step, size) in enumerate(zip(steps, sizes, strict=True)):
+            while (after := number + len(waiting)) < len(steps) and (not waiting or held + sizes[after] <= limit):
+                waiting.append(reading.submit(source.read, steps[after].source))
+                held += sizes[after]
             yield step, waiting.popleft().result()
             held -= size
     finally:
         reading.shutdown(cancel_futures=True)
-        showing.shutdown(cancel_futures=True)
 
 
 class Staging:

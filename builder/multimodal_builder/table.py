@@ -35,7 +35,8 @@ def as_table(inspection: Inspection) -> str:
             ("vision tower", "in the checkpoint" if inspection.tower_in_checkpoint else "in its own folder"),
             ("parameters", f"{inspection.parameters:,}"),
             ("weights, stored", _size(inspection.stored_bytes)),
-            ("weights, bfloat16", _size(inspection.weight_memory)),
+            ("can be split over", f"{', '.join(map(str, inspection.tensor_parallel or ()))} GPUs"),
+            *_memory(inspection),
         ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -51,6 +52,19 @@ def _medium(inspection: Inspection) -> str:
         return "as many frames as a video has"
     seen = f", a video of {inspection.frames} frames" if inspection.frames else ""
     return f"{inspection.tokens_per_medium}{seen}"
+
+
+def _memory(inspection: Inspection) -> Iterator[tuple[str, object]]:
+    memory = inspection.memory
+    if memory is None:
+        return
+    where = {0: "memory without a GPU", 1: "memory of the GPU"}
+    yield where.get(inspection.num_gpus or 0, f"memory of each of {inspection.num_gpus} GPUs"), _size(memory.total)
+    yield "  language model", _size(memory.weights)
+    yield "  keys and values", _size(memory.cache)
+    yield "  media encoder", _size(memory.media_encoder)
+    yield "  activations", _size(memory.activations)
+    yield "  reserved", _size(memory.reserved)
 
 
 def _size(count: int | None) -> str:

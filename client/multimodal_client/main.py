@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
+from pathlib import Path
 
 from multimodal_api import wire
 from multimodal_api.errors import ProductError
@@ -11,6 +14,7 @@ from multimodal_api.families import IMPLEMENTED_FAMILIES, Family
 from multimodal_api.reasons import Reason
 from multimodal_client.client import DEFAULT_TIMEOUT, Client
 
+BUILDER = "multimodal-builder"
 QUERY_MAX_OUTPUT_LEN = 128
 """Default of NeMo's query script; its library has 30."""
 
@@ -62,6 +66,24 @@ def _status(arguments: argparse.Namespace) -> None:
     print(status.render(resources, details=arguments.name is not None))
 
 
+def _inspect(arguments: argparse.Namespace) -> None:
+    """Become `multimodal-builder inspect`: its libraries are large, and no part of the client.
+
+    Raises:
+        ProductError: it is not installed here.
+    """
+    program = shutil.which(BUILDER) or shutil.which(BUILDER, path=str(Path(sys.executable).parent))
+    if program is None:
+        raise ProductError(
+            Reason.BACKEND_UNAVAILABLE,
+            at="mmd inspect",
+            problem=f"the program {BUILDER} is not installed here",
+            remedy="install multimodal-operator[builder], or use the builder's image: "
+            "docker run --rm -v FOLDER:FOLDER:ro IMAGE inspect FOLDER/CHECKPOINT",
+        )
+    os.execv(program, [BUILDER, "inspect", *arguments.arguments])  # noqa: S606 -- no shell, and none is wanted
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("mmd", description="Multimodal models on Kubernetes.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -71,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("-n", "--namespace", help="default: that of the kubeconfig's context")
     status.add_argument("-A", "--all-namespaces", action="store_true", help="look everywhere")
     status.set_defaults(run=_status)
+    # No argument begins with this character, so that all of them, --help too, are left to the other program.
+    about = "show family, sizes, memory and problems of a checkpoint on this machine"
+    inspect = commands.add_parser("inspect", help=about, prefix_chars="\0", add_help=False)
+    inspect.add_argument("arguments", nargs="*")
+    inspect.set_defaults(run=_inspect)
     return parser
 
 

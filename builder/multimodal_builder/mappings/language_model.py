@@ -30,6 +30,8 @@ class LanguageModel:
     """Names and shapes of everything that a checkpoint of transformers' class holds."""
     layers: int
     hidden: int
+    ffn: int
+    """Inner width of the feed-forward block, of one expert where there are several."""
     heads: int
     groups: int
     """Key/value heads."""
@@ -83,6 +85,7 @@ class Architecture:
             parameters=parameters_of(rules, megatron.tensors(config, rows=rows, positions=longest)),
             layers=config.num_layers,
             hidden=config.hidden_size,
+            ffn=config.ffn_hidden_size,
             heads=config.num_attention_heads,
             groups=config.groups,
             head_size=config.head_size,

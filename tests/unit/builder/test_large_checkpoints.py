@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,11 +15,14 @@ from safetensors.torch import load_file
 from multimodal_builder.checkpoints.window import ByteFile
 from multimodal_builder.main import main
 from support.archives import CLIP
-from support.large_checkpoint import Noise, Sizes, write_classic, write_distributed
+from support.large_checkpoint import Noise, Sizes, hole, write_classic, write_distributed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+LARGE = Sizes(layers=80, hidden=8192, ffn=28672, heads=64, groups=8)
+"""The 70B one: 137 GB."""
 SMALL = Sizes(layers=3, hidden=64, ffn=96, heads=4, groups=2, rows=512)
 
 
@@ -75,3 +80,25 @@ def test_each_byte_is_read_once(archive: Path, monkeypatch: pytest.MonkeyPatch) 
     for layer in range(SMALL.layers):
         wanted = down[layer] if down is not None else state[f"model.decoder.layers.{layer}.mlp.linear_fc2.weight"]
         assert found[f"model.layers.{layer}.mlp.down_proj.weight"].view(torch.int16).equal(wanted.view(torch.int16))
+
+
+@pytest.mark.parametrize("write", [write_distributed, write_classic], ids=["torch_dist", "ckpt"])
+def test_a_huge_checkpoint_is_inspected_by_its_headers(
+    tmp_path: Path, write: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With holes in place of values, the file has its whole length and takes no room."""
+    path = tmp_path / "model.nemo"
+    write(path, LARGE, hole)
+    (tmp_path / "clip").symlink_to(CLIP)
+    counted: list[int] = []
+    read_into = ByteFile.read_into
+    monkeypatch.setattr(ByteFile, "read_into", lambda f, o, b: (counted.append(len(b)), read_into(f, o, b)))
+    start = time.monotonic()
+    assert main(["inspect", str(path), "--json", "--num-gpus", "4"]) == 0
+    assert time.monotonic() - start < 5
+    assert sum(counted) < 4 * 2**20
+    assert path.stat().st_size > 130e9
+    found = json.loads(capsys.readouterr().out)
+    assert (found["layers"], found["keyValueHeads"], found["numGpus"]) == (80, 8, 4)
+    assert found["tensorParallel"] == [1, 2, 4, 8, 16, 32, 64]
+    assert 33e9 < found["memory"]["weights"] < LARGE.nbytes / 4

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from multimodal_api.engine import Dtype, TokenLimits
+from multimodal_api.engine import Dtype, Limits
 from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
@@ -28,7 +28,7 @@ PROJECTOR = "model.embedding.word_embeddings.adapter_layer.mm_projector_adapter.
 
 
 def look(
-    path: Path, *, family: Family = Family.NEVA, llm: LlmType = LlmType.LLAMA, limits: TokenLimits | None = None
+    path: Path, *, family: Family = Family.NEVA, llm: LlmType = LlmType.LLAMA, limits: Limits | None = None
 ) -> Inspection:
     paths = CheckpointPaths(visual=path)
     inspection, plan, opened = inspect(paths, family=family, llm_type=llm, dtype=Dtype.FLOAT32, limits=limits)
@@ -38,11 +38,12 @@ def look(
 
 
 def test_both_layouts_of_the_tiny_model_are_understood(tmp_path: Path, either: Callable[[], Archive]) -> None:
-    found = look(either().write(tmp_path), limits=TokenLimits())
+    found = look(either().write(tmp_path), limits=Limits(vision_max_batch_size=1))
     assert found.problems == ()
     assert (found.layers, found.heads, found.key_value_heads, found.vocab_size, found.vocab_rows) == (2, 4, 2, 500, 512)
     assert (found.image_size, found.tokens_per_image, found.prompt_tokens) == (48, 36, 12)
-    assert found.cache_memory == 2 * 2 * 2 * 24 * 4 * (4096 + 256)
+    assert found.memory is not None
+    assert found.memory.cache == 2 * 2 * 2 * 24 * 4 * (4096 + 256)
 
 
 def test_the_tower_is_taken_from_the_archive_where_it_is_in_it(
@@ -114,7 +115,7 @@ def test_the_tower_is_taken_from_the_archive_where_it_is_in_it(
 def test_a_wrong_configuration_is_explained(
     tmp_path: Path, either: Callable[[], Archive], key: str, value: object, reason: Reason, says: str
 ) -> None:
-    found = look(either().set_config(key, value).write(tmp_path), limits=TokenLimits())
+    found = look(either().set_config(key, value).write(tmp_path), limits=Limits(vision_max_batch_size=1))
     assert says in "\n".join(map(str, found.problems))
     assert {problem.reason for problem in found.problems if says in str(problem)} == {reason}
     assert all(problem.at and problem.remedy for problem in found.problems)
@@ -246,20 +247,24 @@ def test_weights_missing_or_too_many_are_listed(
 @pytest.mark.parametrize(
     ("limits", "says"),
     [
-        (TokenLimits(max_multimodal_len=35), "spec.limits.maxMultimodalLen: is 35, but one medium takes 36"),
-        (TokenLimits(max_input_len=47), "spec.limits.maxInputLen: is 47, but one medium and the shortest prompt"),
+        (
+            Limits(vision_max_batch_size=1, max_multimodal_len=35),
+            "spec.limits.maxMultimodalLen: is 35, but one medium takes 36",
+        ),
+        (
+            Limits(vision_max_batch_size=1, max_input_len=47),
+            "spec.limits.maxInputLen: is 47, but one medium and the shortest prompt",
+        ),
     ],
 )
-def test_limits_that_no_question_fits_are_refused(
-    tmp_path: Path, classic: Archive, limits: TokenLimits, says: str
-) -> None:
+def test_limits_that_no_question_fits_are_refused(tmp_path: Path, classic: Archive, limits: Limits, says: str) -> None:
     problems = look(classic.write(tmp_path), limits=limits).problems
     assert [problem.reason for problem in problems] == [Reason.LIMITS_TOO_SMALL]
     assert says in str(problems[0])
 
 
 def test_limits_that_just_fit_are_accepted(tmp_path: Path, classic: Archive) -> None:
-    limits = TokenLimits(max_multimodal_len=36, max_input_len=48)
+    limits = Limits(vision_max_batch_size=1, max_multimodal_len=36, max_input_len=48)
     assert look(classic.write(tmp_path), limits=limits).problems == ()
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,3 +91,33 @@ def test_the_table() -> None:
     details = render([served], details=True, now=NOW)
     assert "Ready      True    AllIsWell  serving" in details
     assert "http://neva.demo.svc:8000" in details
+
+
+BUILDER = """#!/bin/sh
+echo "$@"
+exit 3
+"""
+
+
+def mmd_inspect(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "multimodal_client.main", "inspect", *arguments]
+    env = os.environ | {"PATH": path}
+    return subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["/models/x.nemo"], ["--json", "/models/x.nemo", "--num-gpus", "2"], ["--help"], []]
+)
+def test_inspection_is_the_builder_s(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "multimodal-builder").write_text(BUILDER)
+    (tmp_path / "multimodal-builder").chmod(0o755)
+    done = mmd_inspect(str(tmp_path), *arguments)
+    assert (done.returncode, done.stdout.split()) == (3, ["inspect", *arguments])
+
+
+def test_without_the_builder_inspection_says_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    assert run(monkeypatch, "inspect", "x.nemo") == 1
+    assert "docker run" in capsys.readouterr().err
