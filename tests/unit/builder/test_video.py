@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sentencepiece
 
-from multimodal_api.engine import Dtype, TokenLimits
+from multimodal_api.engine import Dtype, Limits
 from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
@@ -65,7 +65,7 @@ def write(archive: Archive, folder: Path, changes: dict[str, Any], *, times: boo
     return archive.write(folder)
 
 
-def look(path: Path, family: Family, limits: TokenLimits | None = None) -> tuple[Inspection, Recipe | None]:
+def look(path: Path, family: Family, limits: Limits | None = None) -> tuple[Inspection, Recipe | None]:
     inspection, plan, opened = inspect(
         CheckpointPaths(visual=path), family=family, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=limits
     )
@@ -174,11 +174,11 @@ def test_a_tokenizer_without_the_video_s_marks_is_refused(tmp_path: Path, classi
 
 def test_limits_are_held_against_the_smallest_video(tmp_path: Path, classic: Archive) -> None:
     path = write(classic, tmp_path, settings(Family.VIDEO_NEVA))
-    found, _ = look(path, Family.VIDEO_NEVA, TokenLimits(max_multimodal_len=8 * PATCHES - 1))
+    found, _ = look(path, Family.VIDEO_NEVA, Limits(vision_max_batch_size=1, max_multimodal_len=8 * PATCHES - 1))
     assert [problem.reason for problem in found.problems] == [Reason.LIMITS_TOO_SMALL]
     assert str(8 * PATCHES) in found.problems[0].problem
     lita = write(Archive.read(path), tmp_path, settings(Family.LITA))
-    found, _ = look(lita, Family.LITA, TokenLimits(max_multimodal_len=4 * PATCHES + 1))
+    found, _ = look(lita, Family.LITA, Limits(vision_max_batch_size=1, max_multimodal_len=4 * PATCHES + 1))
     assert found.problems == ()
 
 
