@@ -47,6 +47,7 @@ class Metrics:
         self.queue = self._histogram("queue", "Waiting for a place among the running requests")
         self.encode = self._histogram("encode", "Media encoding, or waiting for it")
         self.first_token = self._histogram("time_to_first_token", "From the checked request to its first token")
+        self.inter_token = self._histogram("inter_token", "Between two tokens of an answer")
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, media included")
         self.media_tokens = self._counter("media_tokens", "Tokens of prompts that media took")
         self.generated_tokens = self._counter("generated_tokens", "Tokens of answers")

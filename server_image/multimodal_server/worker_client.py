@@ -69,7 +69,7 @@ class WorkerClient:
         self._codec = Codec(msgpack.packb, msgpack.unpackb)
         self._sending = threading.Lock()
         self._ids = count(1)
-        self._answers: dict[int, queue.SimpleQueue[Event | Failure]] = {}
+        self._answers: dict[int, Callable[[Event | Failure], None]] = {}
         self._stats: queue.SimpleQueue[Stats] = queue.SimpleQueue()
         self._asking_stats = threading.Lock()
         self._state = threading.Lock()
@@ -120,22 +120,44 @@ class WorkerClient:
             ProductError: the worker refuses, ends, or is silent for too long.
         """
         events: queue.SimpleQueue[Event | Failure] = queue.SimpleQueue()
-        with self._state:
-            if self._death is not None:
-                raise _error(self._death)
-            self._answers[request.request_id] = events
         ended = False
+        self.begin(request, buffers, events.put)
         try:
-            self._send(request, buffers)
             while not ended:
-                event = self._next(events, timeout)
+                event = checked(self._next(events, timeout))
                 ended = isinstance(event, Done)
                 yield event
         finally:
-            with self._state:
-                self._answers.pop(request.request_id, None)
-            if not ended:
-                self._send(Cancel(request_id=request.request_id))
+            self.end(request.request_id, cancel=not ended)
+
+    def begin(self, request: Generate, buffers: Sequence[memoryview], tell: Callable[[Event | Failure], None]) -> None:
+        """Ask one question; `end` must follow, however it goes.
+
+        Args:
+            request: with an id from `next_id`.
+            buffers: one per medium.
+            tell: is given the worker's events from another thread; `checked` says what they mean.
+
+        Raises:
+            ProductError: the worker has ended.
+        """
+        with self._state:
+            if self._death is not None:
+                raise _error(self._death)
+            self._answers[request.request_id] = tell
+        self._send(request, buffers)
+
+    def end(self, request_id: int, *, cancel: bool) -> None:
+        """Hear no more of a question.
+
+        Args:
+            request_id: its.
+            cancel: whether the worker may still be at it.
+        """
+        with self._state:
+            self._answers.pop(request_id, None)
+        if cancel:
+            self._send(Cancel(request_id=request_id))
 
     def stats(self, timeout: float) -> Stats | None:
         """Ask what the worker is doing; None when it does not answer in time."""
@@ -161,21 +183,11 @@ class WorkerClient:
         self._socket.close()
 
     @staticmethod
-    def _next(events: queue.SimpleQueue[Event | Failure], timeout: float) -> Tokens | Done:
+    def _next(events: queue.SimpleQueue[Event | Failure], timeout: float) -> Event | Failure:
         try:
-            event = events.get(timeout=timeout)
+            return events.get(timeout=timeout)
         except queue.Empty:
-            raise ProductError(
-                Reason.DEADLINE_EXCEEDED,
-                at="worker",
-                problem=f"no token within {timeout:.0f} seconds",
-                remedy="send the request again later; if it happens often, give the pod more CPU or a GPU",
-            ) from None
-        if isinstance(event, Failure):
-            raise _error(event)
-        if isinstance(event, Refused):
-            raise _error(event.failure)
-        return event
+            raise silent(timeout) from None
 
     def _send(self, message: Message, buffers: Sequence[memoryview] = ()) -> None:
         pieces = self._codec.encode(message, buffers)
@@ -219,9 +231,9 @@ class WorkerClient:
         match message:
             case Tokens() | Done() | Refused():
                 with self._state:
-                    events = self._answers.get(message.request_id)
-                if events is not None:  # else nobody wants it any more
-                    events.put(message)
+                    tell = self._answers.get(message.request_id)
+                if tell is not None:  # else nobody wants it any more
+                    tell(message)
             case Ready():
                 self._tell(message)
             case Stats():
@@ -248,11 +260,34 @@ class WorkerClient:
             self._death = failure
             answers = list(self._answers.values())
             ending = self._ending
-        for events in answers:
-            events.put(failure)
+        for tell in answers:
+            tell(failure)
         if not ending:
             LOG.error("the worker is gone: %s", failure, extra={FIELDS: {"reason": failure.reason}})
             self._tell(failure)
+
+
+def checked(event: Event | Failure) -> Tokens | Done:
+    """Give what is part of an answer.
+
+    Raises:
+        ProductError: the worker refuses, or has ended.
+    """
+    if isinstance(event, Failure):
+        raise _error(event)
+    if isinstance(event, Refused):
+        raise _error(event.failure)
+    return event
+
+
+def silent(timeout: float) -> ProductError:
+    """Make the error of a worker that says nothing for so many seconds."""
+    return ProductError(
+        Reason.DEADLINE_EXCEEDED,
+        at="worker",
+        problem=f"no token within {timeout:.0f} seconds",
+        remedy="send the request again later; if it happens often, give the pod more CPU or a GPU",
+    )
 
 
 def _error(failure: Failure) -> ProductError:

@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from multimodal_api import wire
 from multimodal_api.engine import Limits
 from multimodal_api.errors import Failure, ProductError
+from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
 from multimodal_recipes.images import MAX_PIXELS
 from multimodal_recipes.prompt import Prompt, Span
-from multimodal_server.limits import MAX_TEXT_BYTES, Question, check_prompt, read_question
+from multimodal_recipes.recipe import FrameSampling, Recipe, VideoLayout, VideoRecipe
+from multimodal_server.limits import MAX_TEXT_BYTES, NAMES, read_question
+from multimodal_server.questions import Question, check_prompt
+from tests.support.tiny_engine import RECIPE
 
 LIMITS = Limits(max_input_len=20, max_output_len=16, max_batch_size=4, max_multimodal_len=10, vision_max_batch_size=1)
 DTYPES = {"INT64": np.int64, "FP32": np.float32}
@@ -29,9 +33,9 @@ def scalar(tensor: wire.Tensor, value: Any) -> NDArray[Any]:
     return np.array([[value]], dtype=DTYPES[tensor.datatype])
 
 
-def question(**tensors: NDArray[Any]) -> Question:
+def question(recipe: Recipe = RECIPE, **tensors: NDArray[Any]) -> Question:
     frames = np.zeros((1, 1, 5, 7, 3), np.uint8)
-    return read_question({"input_text": text(b"hi"), "input_media": frames} | tensors, LIMITS)
+    return read_question({"input_text": text(b"hi"), "input_media": frames} | tensors, LIMITS, recipe)
 
 
 def refusal(**tensors: NDArray[Any]) -> Failure:
@@ -44,8 +48,11 @@ def refusal(**tensors: NDArray[Any]) -> Failure:
 
 def test_every_number_may_be_left_out() -> None:
     asked = question()
-    assert asked.text == "hi"
-    assert asked.frames.shape == (1, 5, 7, 3)
+    (said,) = asked.turns
+    frames, words = said.content
+    assert words == "hi"
+    assert not isinstance(frames, str)
+    assert frames.shape == (1, 5, 7, 3)
     assert asked.copies == 1
     assert asked.max_output_len == LIMITS.max_output_len  # less than the wire's default of 30
     assert asked.sampling.greedy
@@ -66,6 +73,30 @@ def test_numbers_are_taken_as_they_are() -> None:
     assert (asked.copies, asked.max_output_len) == (3, 5)
     sampling = asked.sampling
     assert (sampling.top_k, sampling.top_p, sampling.temperature, sampling.repetition_penalty) == (7, 0.5, 0.25, 2)
+
+
+VIDEO = VideoRecipe(num_frames=4, sampling=FrameSampling.ROUNDED, layout=VideoLayout.FRAMES)
+
+
+def watching(family: Family) -> Recipe:
+    return RECIPE.model_copy(update={"family": family, "vision": RECIPE.seeing().model_copy(update={"video": VIDEO})})
+
+
+def test_families_that_watch_take_many_frames() -> None:
+    frames = np.zeros((1, 9, 5, 7, 3), np.uint8)
+    (said,) = question(watching(Family.VIDEO_NEVA), input_media=frames).turns
+    assert [part if isinstance(part, str) else part.shape for part in said.content] == [(9, 5, 7, 3), "hi"]
+    assert "1 picture" in str(refusal(input_media=frames))
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [(Family.LITA, ["at ", None, "when?"]), (Family.VIDEO_NEVA, [None, "at <image>\nwhen?"])],
+    ids=["its place", "text"],
+)
+def test_media_stand_where_nemo_s_runner_put_them(family: Family, words: list[str | None]) -> None:
+    (said,) = question(watching(family), input_text=text(b"at <image>\nwhen?")).turns
+    assert [part if isinstance(part, str) else None for part in said.content] == words
 
 
 def test_two_questions_have_two_seeds() -> None:
@@ -159,9 +190,9 @@ def test_a_prompt_that_has_no_room(
     given: Prompt, max_output_len: int, max_positions: int, at: str | None, words: list[str]
 ) -> None:
     if at is None:
-        check_prompt(given, max_output_len=max_output_len, limits=LIMITS, max_positions=max_positions)
+        check_prompt(given, max_output_len=max_output_len, limits=LIMITS, max_positions=max_positions, names=NAMES)
         return
     with pytest.raises(ProductError) as caught:
-        check_prompt(given, max_output_len=max_output_len, limits=LIMITS, max_positions=max_positions)
+        check_prompt(given, max_output_len=max_output_len, limits=LIMITS, max_positions=max_positions, names=NAMES)
     assert caught.value.failure.at == at
     assert all(word in str(caught.value.failure) for word in words), str(caught.value.failure)

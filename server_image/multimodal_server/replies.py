@@ -1,0 +1,112 @@
+"""One answer as it comes: the worker's events become text, with the books kept."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from multimodal_api.logs import FIELDS
+from multimodal_api.worker_protocol import Done, FinishReason, TokenScore
+from multimodal_recipes.tokenizer import TextStream
+
+if TYPE_CHECKING:
+    from multimodal_api.worker_protocol import Generate, Sampling, Tokens
+    from multimodal_server.engine import ServedEngine
+    from multimodal_server.metrics import Metrics
+    from multimodal_server.questions import Prepared
+
+LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one event adds to an answer."""
+
+    text: str
+    """Certain, and never taken back; blanks around the whole answer are left out."""
+    token_ids: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
+
+
+class Reply:
+    """One answer, fed with what the worker says about it until `finish` is there."""
+
+    def __init__(
+        self, prepared: Prepared, engine: ServedEngine, metrics: Metrics, *, request_id: int, sampling: Sampling
+    ) -> None:
+        """Begin.
+
+        Args:
+            prepared: the question.
+            engine: which answers.
+            metrics: to count in.
+            request_id: from the worker's client.
+            sampling: of this answer.
+        """
+        self.request: Generate = prepared.request(request_id, sampling, engine.stop_token_ids)
+        self.finish: FinishReason | None = None
+        """Why the answer ended."""
+        self.tokens = 0
+        """Of the answer so far."""
+        self._media_tokens = prepared.prompt.media_length
+        self._metrics = metrics
+        self._text = TextStream(engine.tokenizer, (*engine.recipe.stop_strings, *prepared.question.stops))
+        self._blank: str | None = None
+        """Blanks held back, since they may be the last; None before the first word."""
+        self._begun = self._last = time.monotonic()
+        self._first: float | None = None
+
+    def feed(self, event: Tokens | Done) -> Piece:
+        """Take the next event."""
+        if isinstance(event, Done):
+            self.finish = event.reason
+            self._metrics.queue.observe(event.timing.queue)
+            self._metrics.encode.observe(event.timing.encode)
+            return Piece(self._trim(self._text.finish()))
+        self._time()
+        self.tokens += len(event.token_ids)
+        text = self._text.push(event.token_ids)
+        if self._text.stopped:
+            self.finish = FinishReason.STOP
+        return Piece(self._trim(text), event.token_ids, event.scores)
+
+    def close(self) -> None:
+        """Write it down, however it ended."""
+        if self._first is not None:
+            self._metrics.first_token.observe(self._first)
+        self._metrics.generated_tokens.inc(self.tokens)
+        LOG.info(
+            "request answered",
+            extra={
+                FIELDS: {
+                    "request_id": self.request.request_id,
+                    "prompt_tokens": len(self.request.token_ids),
+                    "media_tokens": self._media_tokens,
+                    "generated_tokens": self.tokens,
+                    "finish": self.finish or FinishReason.CANCELLED,
+                    "first_token_seconds": round(self._first, 4) if self._first is not None else None,
+                    "seconds": round(time.monotonic() - self._begun, 4),
+                }
+            },
+        )
+
+    def _time(self) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now - self._begun
+        else:
+            self._metrics.inter_token.observe(now - self._last)
+        self._last = now
+
+    def _trim(self, text: str) -> str:
+        """Leave out blanks in front of the answer and behind it."""
+        if self._blank is None:
+            text = text.lstrip()
+            if not text:
+                return ""
+        whole = (self._blank or "") + text
+        given = whole.rstrip()
+        self._blank = whole[len(given) :]
+        return given
