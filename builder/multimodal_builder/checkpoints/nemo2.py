@@ -150,10 +150,13 @@ def _megatron_tower(vision: Mapping[str, Any], at: str) -> dict[str, Any]:
 
 
 def _tokenizer(described: object, members: Collection[str]) -> dict[str, Any]:
-    """Name the tokenizer's file in the checkpoint; a SentencePiece model is taken where there is one."""
+    """Name the tokenizer's files in the checkpoint.
+
+    `tokenizer.json` comes first: a SentencePiece model beside it lacks the tokens that were added to it.
+    """
     files = sorted(name for name in members if name.startswith(TOKENIZER_FOLDER))
     model = next((name for name in files if name.endswith(".model")), None)
-    if model is not None:
+    if model is not None and f"{TOKENIZER_FOLDER}tokenizer.json" not in files:
         return {"library": "sentencepiece", "model": f"nemo:{model}"}
     return {"library": "huggingface" if files else _target(described), "model": None}
 

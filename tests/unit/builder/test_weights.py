@@ -20,6 +20,7 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.distributed._shard.sharded_tensor import metadata as sharded_tensor
 from torch.distributed.checkpoint.filesystem import _StoragePrefix
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
@@ -200,6 +201,22 @@ def test_megatrons_index_with_its_plans_is_the_same(tmp_path: Path, monkeypatch:
     metadata.__dict__ |= vars(plain) | {"mcore_data": {"w": {"shape": (1, 1)}}, "all_local_plans": [plan]}
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     assert opened(folder).infos() == before
+
+
+def test_the_index_of_torch_2_1_is_the_same(tmp_path: Path) -> None:
+    """Its properties were those of sharded tensors, and it knew nothing of the writer and of transformations."""
+    folder = unpacked(tmp_path)
+    before = opened(folder).infos()
+    index = pickle.loads((folder / ".metadata").read_bytes())  # noqa: S301 (our own file)
+    for entry in index.state_dict_metadata.values():
+        entry.properties = sharded_tensor.TensorProperties(dtype=entry.properties.dtype)
+    for place in index.storage_data.values():
+        vars(place).pop("transform_descriptors", None)
+    for field in vars(index).keys() - {"state_dict_metadata", "planner_data", "storage_data"}:
+        del vars(index)[field]
+    (folder / ".metadata").write_bytes(pickle.dumps(index, protocol=2))
+    assert opened(folder).infos() == before
+    read_all(lambda: opened(folder))
 
 
 @pytest.mark.parametrize(
