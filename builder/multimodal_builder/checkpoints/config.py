@@ -202,6 +202,8 @@ class LanguageConfig(_Section):
     share_embeddings_and_output_weights: bool = True
     num_moe_experts: int | None = None
     moe_router_topk: Count = 2
+    moe_router_pre_softmax: bool = False
+    """Whether the weights of the chosen experts come from a softmax over all, so that they do not sum to one."""
     mcore_customization_config: CustomizationSection = CustomizationSection()
     tensor_model_parallel_size: Count = 1
     """How it was trained, as the next."""

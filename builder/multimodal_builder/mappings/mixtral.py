@@ -1,8 +1,9 @@
 """Megatron-core's GPT with experts → transformers' `MixtralForCausalLM`.
 
 Its checkpoints name every expert apart: w1 goes through the activation, w3 does not, w2 leads back. The router scores
-the experts, takes the best and weighs them by a softmax over those alone. `moe_router_pre_softmax`, which NeMo's
-converter sets, is left out of account, as NeMo's exporter did: Mixtral was trained with weights that sum to one.
+the experts, takes the best and weighs them by a softmax over those alone, as Megatron-core does by default.
+`moe_router_pre_softmax`, which NeMo's converter writes into a language model's checkpoint, says otherwise; NeVA is
+trained with its own settings, so that it counts there alone (`multimodal_builder.checks`).
 """
 
 from __future__ import annotations

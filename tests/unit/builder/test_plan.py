@@ -121,6 +121,15 @@ def test_a_wrong_configuration_is_explained(
     assert all(problem.at and problem.remedy for problem in found.problems)
 
 
+def test_experts_whose_weights_do_not_sum_to_one_are_refused(tmp_path: Path, classic: Archive) -> None:
+    classic.set_config("num_moe_experts", 8)
+    assert not any("sum to one" in str(p) for p in look(classic.write(tmp_path), llm=LlmType.MIXTRAL).problems)
+    classic.set_config("moe_router_pre_softmax", value=True)
+    (problem,) = look(classic.write(tmp_path), llm=LlmType.MIXTRAL).problems
+    assert problem.at.endswith("moe_router_pre_softmax")
+    assert "sum to one" in problem.problem
+
+
 def test_all_problems_are_told_at_once(tmp_path: Path, classic: Archive) -> None:
     classic.set_config("activation", "gelu").set_config("normalization", "layernorm")
     classic.set_config("mm_cfg.vision_encoder.from_pretrained", "nobody/nothing")
