@@ -215,13 +215,23 @@ TOKENIZER: Final[tuple[ConfigRule[LanguageConfig], ...]] = (
 )
 
 
-def check_config(sources: Sources, family: Family, llm_type: LlmType) -> Iterator[Failure]:
+def check_config(sources: Sources[ModelConfig], family: Family, llm_type: LlmType) -> Iterator[Failure]:
     """List every rule that a model of the family breaks; the language model may have its own checkpoint."""
     visual, language = sources.visual, sources.language
     yield from _broken((*FAMILY[family], *VISUAL, *TOKENIZER), visual.config, visual.config_at)
+    yield from _check_language(language, llm_type)
+    yield from _check_pair(sources)
+
+
+def check_apart(language: Checkpoint[LanguageConfig], llm_type: LlmType) -> Iterator[Failure]:
+    """List every rule that a language model with a tokenizer of its own breaks."""
+    yield from _broken(TOKENIZER, language.config, language.config_at)
+    yield from _check_language(language, llm_type)
+
+
+def _check_language(language: Checkpoint[LanguageConfig], llm_type: LlmType) -> Iterator[Failure]:
     yield from _broken(DECODER, language.config, language.config_at)
     yield from _check_llm_type(language, llm_type)
-    yield from _check_language(sources)
 
 
 def _broken(rules: tuple[ConfigRule[_Config_contra], ...], config: _Config_contra, at: str) -> Iterator[Failure]:
@@ -252,10 +262,10 @@ def _check_llm_type(language: Checkpoint[LanguageConfig], llm_type: LlmType) -> 
         )
 
 
-def _check_language(sources: Sources) -> Iterator[Failure]:
+def _check_pair(sources: Sources[ModelConfig]) -> Iterator[Failure]:
     """Require a language model, and one that the projector was trained for."""
     visual, language = sources.visual, sources.language
-    if sources.llm is None and not any(map(is_language, visual.tensors.infos())):
+    if not sources.apart and not any(map(is_language, visual.tensors.infos())):
         freeze = visual.config.mm_cfg.llm.freeze
         yield Failure(
             reason=Reason.CHECKPOINT_WEIGHTS,

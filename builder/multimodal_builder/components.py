@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
-    from multimodal_builder.checkpoints.config import ModelConfig
+    from multimodal_builder.checkpoints.config import ModelConfig, TunedConfig
     from multimodal_builder.checkpoints.tensors import TensorSource
     from multimodal_builder.mappings.language_model import JsonObject, LanguageModel
     from multimodal_builder.tokenizer import ConvertedTokenizer
@@ -66,24 +66,33 @@ LANGUAGE_PREFIXES: Final = ("model.embedding.", "model.decoder.", "model.output_
 """Of the tensors of a language model, and of the components inside its embedding."""
 
 
-def is_language(name: str) -> bool:
+VISION_PREFIXES: Final = (TOWER_PREFIX, projector.ARCHIVE_PREFIX)
+"""Of the tensors of the components of a model that sees."""
+
+
+def is_language(name: str, media: tuple[str, ...] = VISION_PREFIXES) -> bool:
     """Tell whether a tensor of a checkpoint belongs to no other component than the language model."""
-    return not name.startswith((TOWER_PREFIX, projector.ARCHIVE_PREFIX))
+    return not name.startswith(media)
 
 
-def strays(sources: Sources) -> list[str]:
+def strays(sources: Sources[TunedConfig], media: tuple[str, ...]) -> list[str]:
     """List tensors of a visual checkpoint that no component looks at because the language model has its own."""
-    names = () if sources.llm is None else sources.visual.tensors.infos()
-    return [name for name in names if is_language(name) and not name.startswith(LANGUAGE_PREFIXES)]
+    names = sources.visual.tensors.infos() if sources.apart else ()
+    return [name for name in names if not name.startswith((*media, *LANGUAGE_PREFIXES))]
 
 
-def llm_component(sources: Sources, language_model: LanguageModel, tokenizer: ConvertedTokenizer) -> Component:
+def llm_component(
+    sources: Sources[TunedConfig],
+    language_model: LanguageModel,
+    tokenizer: ConvertedTokenizer,
+    media: tuple[str, ...] = VISION_PREFIXES,
+) -> Component:
     """Plan `llm/`: everything that belongs to no other component.
 
     A visual checkpoint beside one of the language model may hold a language model too; that one is not taken.
     """
     checkpoint = sources.language
-    infos = {name: info for name, info in checkpoint.tensors.infos().items() if is_language(name)}
+    infos = {name: info for name, info in checkpoint.tensors.infos().items() if is_language(name, media)}
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     return Component(
         LLM_DIR,

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from multimodal_api.base import Model
 from multimodal_api.errors import Failure, ProductError
-from multimodal_api.families import Family, LlmType
+from multimodal_api.families import FAMILIES, Family, LlmType, Modality
 from multimodal_builder import checks
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
-from multimodal_builder.checkpoints.nemo import open_sources
+from multimodal_builder.checkpoints.nemo import open_sources, open_speech
 from multimodal_builder.memory import Memory, check_tensor_parallel, estimate, tensor_parallel_sizes
 from multimodal_builder.plan import Plan, make_plan
+from multimodal_builder.salm import make_salm_plan
 from multimodal_recipes.frames import frame_bounds
 from multimodal_recipes.layout import lay_out
 from multimodal_recipes.recipe import LLM_DIR
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from multimodal_api.engine import Dtype, Limits
     from multimodal_builder.checkpoints.hub import Hub
     from multimodal_builder.components import Component
-    from multimodal_recipes.recipe import VisionRecipe
+    from multimodal_recipes.recipe import Recipe, VisionRecipe
 
 _STORED: Final = {"BF16": 2, "F16": 2, "F32": 4}
 
@@ -50,6 +51,10 @@ class Inspection(Model):
     """Most that are seen of a video; None where all are, and for families that take pictures."""
     tokens_per_medium: int | None = None
     """Of one picture, or of a video that has as many frames as are seen; None where all are."""
+    sample_rate: int | None = None
+    """Of sounds, in Hz."""
+    samples_per_token: int | None = None
+    """How much of a sound one position stands for."""
     prompt_tokens: int | None = None
     """Of the shortest prompt, without media."""
     tower_in_checkpoint: bool | None = None
@@ -90,18 +95,20 @@ def inspect(
     """
     opened = ExitStack()
     try:
-        sources = open_sources(paths, opened, hub)
+        if FAMILIES[family].modality is Modality.AUDIO:
+            plan, problems = make_salm_plan(open_speech(paths, opened), llm_type)
+        else:
+            plan, problems = make_plan(open_sources(paths, opened, hub), family, llm_type)
     except ProductError as error:
         return _report(paths, family, llm_type, [error.failure]), None, opened
-    plan, problems = make_plan(sources, family, llm_type)
     if plan is None:
         return _report(paths, family, llm_type, problems), None, opened
-    opened.callback(plan.tower.close)
+    if plan.tower is not None:
+        opened.callback(plan.tower.close)
     if limits is not None:
-        vision = plan.recipe.seeing()
         problems += checks.check_limits(
             limits,
-            media=lay_out(vision, _frames(vision)[0]).rows,
+            media=_least_rows(plan.recipe),
             prompt=plan.tokenizer.prompt_tokens,
             positions=plan.recipe.max_positions,
         )
@@ -120,8 +127,6 @@ def _describe(
     paths: CheckpointPaths, llm_type: LlmType, plan: Plan, memory: Memory | None, num_gpus: int
 ) -> Inspection:
     shape, recipe = plan.language_model, plan.recipe
-    vision = recipe.seeing()
-    _, most = _frames(vision)
     return Inspection(
         checkpoints=paths,
         family=recipe.family,
@@ -134,18 +139,38 @@ def _describe(
         vocab_rows=shape.rows,
         vocab_size=recipe.vocab_size,
         max_positions=recipe.max_positions,
-        image_size=vision.preprocessing.image_size,
-        tokens_per_image=vision.tokens_per_image,
-        frames=vision.video.num_frames if vision.video else None,
-        tokens_per_medium=lay_out(vision, most).rows if most else None,
+        **_media(recipe),
         prompt_tokens=plan.tokenizer.prompt_tokens,
-        tower_in_checkpoint=plan.tower.trained,
+        tower_in_checkpoint=plan.tower.trained if plan.tower else None,
         parameters=sum(_parameters(component) for component in plan.components),
         stored_bytes=plan.weight_bytes,
         tensor_parallel=tensor_parallel_sizes(shape),
         num_gpus=None if memory is None else num_gpus,
         memory=memory,
     )
+
+
+def _media(recipe: Recipe) -> dict[str, int | None]:
+    """Say how much of a prompt media take."""
+    if recipe.audio is not None:
+        mel = recipe.audio.mel
+        return {"sample_rate": mel.sample_rate, "samples_per_token": mel.hop * recipe.audio.frames_per_row}
+    vision = recipe.seeing()
+    _, most = _frames(vision)
+    return {
+        "image_size": vision.preprocessing.image_size,
+        "tokens_per_image": vision.tokens_per_image,
+        "frames": vision.video.num_frames if vision.video else None,
+        "tokens_per_medium": lay_out(vision, most).rows if most else None,
+    }
+
+
+def _least_rows(recipe: Recipe) -> int:
+    """Count the positions of the smallest medium."""
+    if recipe.audio is not None:
+        return recipe.audio.rows(recipe.audio.mel.shortest)
+    vision = recipe.seeing()
+    return lay_out(vision, _frames(vision)[0]).rows
 
 
 def _frames(vision: VisionRecipe) -> tuple[int, int | None]:
@@ -155,7 +180,7 @@ def _frames(vision: VisionRecipe) -> tuple[int, int | None]:
 
 def _memory(plan: Plan, dtype: Dtype, limits: Limits, num_gpus: int) -> Memory:
     encoder = sum(_parameters(component) for component in plan.components if component.folder != LLM_DIR)
-    model, tower = plan.language_model, plan.tower.config
+    model, tower = plan.language_model, plan.tower.config if plan.tower else None
     return estimate(model, tower, encoder, limits=limits, num_gpus=num_gpus, dtype=dtype)
 
 

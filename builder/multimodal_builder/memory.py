@@ -46,7 +46,7 @@ class Memory(Model):
 
 def estimate(
     model: LanguageModel,
-    tower: TowerConfig,
+    tower: TowerConfig | None,
     encoder_parameters: int,
     *,
     limits: Limits,
@@ -67,7 +67,8 @@ def estimate(
 
     Args:
         model: The language model.
-        tower: Sizes of the vision tower.
+        tower: Sizes of the vision tower; None for a speech encoder, which computes in float32 and whose activations are
+            left out.
         encoder_parameters: Values in tower and projector.
         limits: Sizes that the engine is built for.
         num_gpus: How many share the language model; 0 is none.
@@ -78,18 +79,22 @@ def estimate(
     positions = limits.max_batch_size * (limits.max_input_len + limits.max_output_len)
     attention = (model.heads // parts + 2 * groups) * model.head_size
     prompt = size * limits.max_input_len * (4 * model.hidden + attention + 3 * model.ffn // parts)
-    tokens = limits.vision_max_batch_size * (tower.class_tokens + tower.patches)
-    width, inner = tower.hidden_size, tower.intermediate_size
-    media = size * tokens * ((tower.num_hidden_layers + 1 + 4 + 3) * width + 2 * inner)
+    media = 0 if tower is None else size * _tower_values(tower, limits.vision_max_batch_size)
     used = {
         "weights": size * _held(model, parts),
         "cache": size * 2 * model.layers * groups * model.head_size * positions,
-        "media_encoder": size * encoder_parameters,
+        "media_encoder": (BYTES[Dtype.FLOAT32] if tower is None else size) * encoder_parameters,
         "activations": max(prompt, media) + 4 * limits.max_batch_size * model.rows,
     }
     needed = sum(used.values())
     reserved = (CONTEXT if num_gpus else 0) + int(SLACK * needed)
     return Memory(**used, reserved=reserved, total=needed + reserved)
+
+
+def _tower_values(tower: TowerConfig, pictures: int) -> int:
+    """Count the values that a tower holds of one batch at most."""
+    tokens = pictures * (tower.class_tokens + tower.patches)
+    return tokens * ((tower.num_hidden_layers + 1 + 4 + 3) * tower.hidden_size + 2 * tower.intermediate_size)
 
 
 def _held(model: LanguageModel, parts: int) -> int:

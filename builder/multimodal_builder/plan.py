@@ -9,6 +9,7 @@ from multimodal_api.errors import Failure, ProductError
 from multimodal_api.reasons import Reason
 from multimodal_builder import checks
 from multimodal_builder.components import (
+    VISION_PREFIXES,
     Component,
     llm_component,
     projector_component,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from multimodal_api.families import Family, LlmType
     from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
-    from multimodal_builder.checkpoints.config import LanguageConfig
+    from multimodal_builder.checkpoints.config import LanguageConfig, ModelConfig, TunedConfig, TunedT
     from multimodal_builder.mappings.language_model import LanguageModel
 
 SHOWN: Final = 5
@@ -48,7 +49,8 @@ class Plan:
     components: tuple[Component, ...]
     recipe: Recipe
     language_model: LanguageModel
-    tower: Tower
+    tower: Tower | None
+    """Of a model that sees."""
     tokenizer: ConvertedTokenizer
     settings: tuple[bytes, ...]
     """The checkpoint's files other than weights that decide the result."""
@@ -59,7 +61,7 @@ class Plan:
         return sum(component.mapped.nbytes for component in self.components)
 
 
-def make_plan(sources: Sources, family: Family, llm_type: LlmType) -> tuple[Plan | None, list[Failure]]:
+def make_plan(sources: Sources[ModelConfig], family: Family, llm_type: LlmType) -> tuple[Plan | None, list[Failure]]:
     """Decide a conversion.
 
     Returns:
@@ -68,18 +70,18 @@ def make_plan(sources: Sources, family: Family, llm_type: LlmType) -> tuple[Plan
     if family not in checks.FAMILY:
         return None, [_unsupported(family)]
     problems = list(checks.check_config(sources, family, llm_type))
-    sources = _attempt(lambda: _merged(sources), problems) or sources
-    tokenizer = None if problems else _attempt(lambda: _tokenizer(sources, family), problems)
-    tower = _attempt(lambda: find_tower(sources.visual, sources.hub), problems)
+    sources = attempt(lambda: merged(sources), problems) or sources
+    tokenizer = None if problems else attempt(lambda: _tokenizer(sources, family), problems)
+    tower = attempt(lambda: find_tower(sources.visual, sources.hub), problems)
     if tower is not None:
         problems += checks.check_tower(sources.visual.config, tower.config)
     if tokenizer is None or tower is None:
         return None, problems
-    plan = _attempt(lambda: _assemble(sources, family, llm_type, tokenizer, tower), problems)
+    plan = attempt(lambda: _assemble(sources, family, llm_type, tokenizer, tower), problems)
     return (None if problems else plan), problems
 
 
-def _attempt(step: Callable[[], _Result], problems: list[Failure]) -> _Result | None:
+def attempt(step: Callable[[], _Result], problems: list[Failure]) -> _Result | None:
     """Run a step; a failure is kept, so that a person hears of all of them at once, and the result is None."""
     try:
         return step()
@@ -97,7 +99,7 @@ def _unsupported(family: Family) -> Failure:
     )
 
 
-def _merged(sources: Sources) -> Sources:
+def merged(sources: Sources[TunedT]) -> Sources[TunedT]:
     """Give the sources with adapters in the weights of the language model, whichever checkpoint holds them."""
     adapters = [Adapters(source.at, source.tensors, source.config.lora) for source in sources.given()]
     if sources.lora is not None and not adapters[-1].names:
@@ -110,7 +112,7 @@ def _merged(sources: Sources) -> Sources:
     return sources.with_language(merge_adapters(sources.language.tensors, adapters))
 
 
-def _usage(sources: Sources, family: Family) -> Usage:
+def _usage(sources: Sources[ModelConfig], family: Family) -> Usage:
     config = sources.visual.config
     conversation = CONVERSATIONS[config.data.conv_template]
     marks = media_marks(config.mm_cfg.llm.model_type)
@@ -124,19 +126,17 @@ def _usage(sources: Sources, family: Family) -> Usage:
     )
 
 
-def _tokenizer(sources: Sources, family: Family) -> ConvertedTokenizer:
+def _tokenizer(sources: Sources[ModelConfig], family: Family) -> ConvertedTokenizer:
     """Convert the visual checkpoint's tokenizer; that of the language model's own may lack the pieces of media."""
     added = sources.visual.config.tokenizer.additional_special_tokens
     return convert_tokenizer(read_tokenizer(sources.visual), added, _usage(sources, family))
 
 
-def _assemble(sources: Sources, family: Family, llm_type: LlmType, tokenizer: ConvertedTokenizer, tower: Tower) -> Plan:
+def _assemble(
+    sources: Sources[ModelConfig], family: Family, llm_type: LlmType, tokenizer: ConvertedTokenizer, tower: Tower
+) -> Plan:
     language = sources.language
-    language_model = nearest(language.config, llm_type).build(
-        language.config,
-        rows=_embedding_rows(language, tokenizer.vocab_size),
-        positions=_rows(language, megatron.POSITIONS),
-    )
+    language_model = build_language_model(language, llm_type, tokenizer)
     projection = projector_config(sources.visual.config, tower)
     marks = media_marks(sources.visual.config.mm_cfg.llm.model_type)
     video = video_recipe(sources.visual.config, family, marks)
@@ -146,7 +146,7 @@ def _assemble(sources: Sources, family: Family, llm_type: LlmType, tokenizer: Co
         vision_component(tower),
         projector_component(sources.visual, projection),
     )
-    _check_weights(components, sources)
+    check_weights(components, sources)
     return Plan(
         components=components,
         recipe=_recipe(sources, family, tokenizer, vision, positions=language_model.positions),
@@ -154,6 +154,21 @@ def _assemble(sources: Sources, family: Family, llm_type: LlmType, tokenizer: Co
         tower=tower,
         tokenizer=tokenizer,
         settings=(*sources.settings(), *tokenizer.sources),
+    )
+
+
+def build_language_model(
+    checkpoint: Checkpoint[LanguageConfig], llm_type: LlmType, tokenizer: ConvertedTokenizer
+) -> LanguageModel:
+    """Decide what the language model becomes.
+
+    Raises:
+        ProductError: there is no embedding, or it is smaller than the tokenizer.
+    """
+    return nearest(checkpoint.config, llm_type).build(
+        checkpoint.config,
+        rows=_embedding_rows(checkpoint, tokenizer.vocab_size),
+        positions=_rows(checkpoint, megatron.POSITIONS),
     )
 
 
@@ -180,7 +195,12 @@ def _rows(checkpoint: Checkpoint[LanguageConfig], name: str) -> int | None:
 
 
 def _recipe(
-    sources: Sources, family: Family, tokenizer: ConvertedTokenizer, vision: VisionRecipe, *, positions: int
+    sources: Sources[ModelConfig],
+    family: Family,
+    tokenizer: ConvertedTokenizer,
+    vision: VisionRecipe,
+    *,
+    positions: int,
 ) -> Recipe:
     return Recipe(
         family=family,
@@ -195,7 +215,9 @@ def _recipe(
     )
 
 
-def _check_weights(components: tuple[Component, ...], sources: Sources) -> None:
+def check_weights(
+    components: tuple[Component, ...], sources: Sources[TunedConfig], media: tuple[str, ...] = VISION_PREFIXES
+) -> None:
     """Require that every tensor of the checkpoints is consumed and every parameter of the model is set.
 
     Raises:
@@ -204,7 +226,7 @@ def _check_weights(components: tuple[Component, ...], sources: Sources) -> None:
     maps = [component.mapped for component in components]
     lists = (
         ("missing", [name for mapped in maps for name in mapped.missing]),
-        ("left over", [*(name for mapped in maps for name in mapped.unknown), *strays(sources)]),
+        ("left over", [*(name for mapped in maps for name in mapped.unknown), *strays(sources, media)]),
         ("wrong", [sentence for mapped in maps for sentence in mapped.wrong]),
     )
     parts = [f"{len(names)} {label}: {_some(names)}" for label, names in lists if names]

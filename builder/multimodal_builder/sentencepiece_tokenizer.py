@@ -73,7 +73,7 @@ def convert_sentencepiece(data: bytes, usage: Usage, *, at: str) -> ConvertedTok
     serialised = _assemble(model, special=frozenset(original.replaced.values())).to_str().encode()
     # In serving, the text goes to `tokenizer.json` in one piece, which adds no second space to one that stands there.
     space = " " if model.add_dummy_prefix else ""
-    served = usage.template.model_copy(update={"before": space + usage.template.before})
+    served = usage.behind(space)
     bos = int(processor.bos_id())
     return ConvertedTokenizer(
         files={TOKENIZER_NAME: serialised, "tokenizer_config.json": _settings(processor, model, usage.positions)},

@@ -29,10 +29,8 @@ def as_table(inspection: Inspection) -> str:
             ("heads", f"{inspection.heads}, {inspection.key_value_heads} for keys and values"),
             ("vocabulary", f"{inspection.vocab_size} tokens, {inspection.vocab_rows} rows"),
             ("longest sequence", f"{inspection.max_positions} tokens"),
-            ("picture", f"{inspection.image_size} pixels, {inspection.tokens_per_image} tokens"),
-            ("tokens per medium", _medium(inspection)),
+            *_media(inspection),
             ("shortest prompt", f"{inspection.prompt_tokens} tokens and the medium's"),
-            ("vision tower", "in the checkpoint" if inspection.tower_in_checkpoint else "in its own folder"),
             ("parameters", f"{inspection.parameters:,}"),
             ("weights, stored", _size(inspection.stored_bytes)),
             ("can be split over", f"{', '.join(map(str, inspection.tensor_parallel or ()))} GPUs"),
@@ -45,6 +43,18 @@ def as_table(inspection: Inspection) -> str:
 def _paths(paths: CheckpointPaths) -> Iterator[tuple[str, object]]:
     named = (("checkpoint", paths.visual), ("language model", paths.llm), ("adapter", paths.lora))
     return (pair for pair in named if pair[1] is not None)
+
+
+def _media(inspection: Inspection) -> Iterator[tuple[str, object]]:
+    if inspection.sample_rate and inspection.samples_per_token:
+        yield (
+            "sound",
+            f"{inspection.sample_rate} Hz, {inspection.samples_per_token / inspection.sample_rate} s per token",
+        )
+        return
+    yield "picture", f"{inspection.image_size} pixels, {inspection.tokens_per_image} tokens"
+    yield "tokens per medium", _medium(inspection)
+    yield "vision tower", "in the checkpoint" if inspection.tower_in_checkpoint else "in its own folder"
 
 
 def _medium(inspection: Inspection) -> str:

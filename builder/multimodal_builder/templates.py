@@ -18,7 +18,7 @@ DEFAULT_TEXTS: Final = {
     Family.VILA: _ELABORATE,
     Family.LITA: _ELABORATE,
     Family.VITA: _ELABORATE,
-    Family.SALM: "Q: what's the transcription of the audio? A:",
+    Family.SALM: "what's the transcription of the audio?",
 }
 """What NeMo's query client asks when it is told nothing."""
 

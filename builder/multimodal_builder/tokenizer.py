@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_recipes.prompt import MediaSlot, Medium, Turn, render
+from multimodal_recipes.recipe import MEDIA_SLOT
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
 
@@ -41,14 +42,21 @@ class Usage:
 
     template: PromptTemplate
     """The prompt as the training's text has it."""
-    marks: Marks
-    """Pieces at the place of media."""
+    marks: Marks | None
+    """Pieces at the place of media; None where rows stand in front of all text, and training tokenises that alone."""
     positions: int
     """Longest sequence of the model."""
     replaced: Mapping[str, int] = field(default_factory=dict)
     """Pieces whose ids training replaces by others."""
     medium: Medium = PICTURE
     """How one medium stands in a prompt, as to the texts between its rows."""
+
+    def behind(self, space: str) -> PromptTemplate:
+        """Give the template with something in front of the first text."""
+        if self.marks:
+            return self.template.model_copy(update={"before": space + self.template.before})
+        medium = self.template.medium.replace(MEDIA_SLOT, MEDIA_SLOT + space, 1)
+        return self.template.model_copy(update={"medium": medium})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +70,8 @@ class ConvertedTokenizer:
     vocab_size: int
     bos: int | None
     eos: int
-    media_patch: int
-    """Id of the piece at the rows of media."""
+    media_patch: int | None
+    """Id of the piece at the rows of media, where there is one."""
     time_tokens: int
     """Number of pieces `<t0>`, `<t1>` and so on."""
     prompt_tokens: int
@@ -85,24 +93,24 @@ class Original(Protocol):
         """Give the id of a piece of the vocabulary."""
 
 
-def check_pieces(original: Original, usage: Usage, at: str) -> int:
+def check_pieces(original: Original, usage: Usage, at: str) -> int | None:
     """Require the pieces at the place of media.
 
     Returns:
-        The id of the piece at rows.
+        The id of the piece at rows, where there is one.
 
     Raises:
         ProductError: one is missing.
     """
     texts = (part for part in usage.medium.parts if isinstance(part, str))
-    for piece in dict.fromkeys((*usage.marks, *texts)):
+    for piece in dict.fromkeys((*(usage.marks or ()), *texts)):
         if original.piece_id(piece) is None:
             raise config_error(
                 at,
                 f"it lacks the piece {piece}",
                 "use the tokenizer the model was trained with, with NeVA's media tokens",
             )
-    return original.piece_id(usage.marks.patch) or 0
+    return original.piece_id(usage.marks.patch) if usage.marks else None
 
 
 def count_time_tokens(original: Original) -> int:
@@ -130,22 +138,23 @@ def check_prompts(serialised: bytes, original: Original, usage: Usage, served: P
         path = Path(folder, TOKENIZER_NAME)
         path.write_bytes(serialised)
         tokenizer = ServingTokenizer(path, add_bos=False)
-    patch, row = usage.marks.patch, original.piece_id(usage.marks.patch)
+    patch, row = (usage.marks.patch, [original.piece_id(usage.marks.patch)]) if usage.marks else ("", [])
     shortest = 0
     for text in ("", *SAMPLES):
         asked = Turn((usage.medium, text))
-        for turns in ((asked,), (replace(asked, answer=text), asked)):
+        again = ((replace(asked, answer=text), asked),) if usage.marks else ()
+        for turns in ((asked,), *again):
             parts = render(usage.template, turns)
             wanted = original.encode("".join(part if isinstance(part, str) else patch * part.rows for part in parts))
             prompt = tokenizer.encode(render(served, turns))
             found: list[int | None] = list(prompt.ids)
             for span in prompt.media:
-                found[span.start : span.start + span.length] = [row] * span.length
+                found[span.start : span.start + span.length] = row * span.length
             if found != wanted:
                 raise _differs(at, text, wanted, found)
             if tokenizer.decode(wanted) != original.decode(wanted):
                 raise _differs(at, text, original.decode(wanted), tokenizer.decode(wanted))
-            shortest = shortest or len(wanted) - prompt.media_length
+            shortest = shortest or len(prompt.ids) - prompt.media_length
     return shortest
 
 

@@ -14,9 +14,10 @@ from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Sampling
 from multimodal_modeling.generate import generate
 from multimodal_modeling.model import MultimodalModel
+from multimodal_recipes.audio import preprocess as log_mels
 from multimodal_recipes.frames import choose_frames
 from multimodal_recipes.images import preprocess
-from multimodal_recipes.layout import lay_out
+from multimodal_recipes.layout import lay_out, lay_out_sound
 from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.recipe import LLM_DIR
 from multimodal_recipes.tokenizer import TOKENIZER_NAME, Tokenizer
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from multimodal_api.engine import BuildInputs
+    from multimodal_recipes.prompt import Medium
+    from multimodal_recipes.recipe import Recipe
 
 MAX_TOKENS: Final = 16
 """Of the answer: enough to go through prefill, cache and decoding."""
@@ -34,7 +37,7 @@ _WIDTH, _HEIGHT = 96, 64
 
 
 def answer_one_question(engine: Path, inputs: BuildInputs) -> str:
-    """Load the engine and ask its template's default question about a picture made here.
+    """Load the engine and ask its template's default question about a picture or a sound made here.
 
     Returns:
         The answer's text.
@@ -64,15 +67,11 @@ def _answer(model_dir: Path, inputs: BuildInputs) -> str:
         model_dir, dtype=getattr(torch, inputs.dtype.value), device=torch.device("cuda" if on_gpu else "cpu")
     )
     recipe = model.recipe
-    vision = recipe.seeing()
+    medium, shown = _show(recipe)
     tokenizer = Tokenizer(model_dir / LLM_DIR / TOKENIZER_NAME, add_bos=recipe.add_bos)
-    frames = _picture()
-    if vision.video is not None:
-        frames = frames[list(choose_frames(vision.video, len(frames)))]
-    turn = Turn((lay_out(vision, len(frames)), recipe.template.default_text))
+    turn = Turn((medium, recipe.template.default_text))
     prompt = tokenizer.encode(render(recipe.template, (turn,)))
-    pixels = preprocess(frames, vision.preprocessing, at="generated picture")
-    batches = torch.split(torch.from_numpy(pixels), inputs.limits.vision_max_batch_size)
+    batches = torch.split(torch.from_numpy(shown), inputs.limits.vision_max_batch_size)
     media = model.media.arrange(torch.cat([model.media.encode(batch) for batch in batches]))
     at = [place for span in prompt.media for place in range(span.start, span.start + span.length)]
     embeddings = model.prompt_embeddings(prompt.ids, at, media)
@@ -86,6 +85,26 @@ def _answer(model_dir: Path, inputs: BuildInputs) -> str:
         max_new_tokens=min(MAX_TOKENS, inputs.limits.max_output_len),
     )
     return tokenizer.decode(list(tokens))
+
+
+def _show(recipe: Recipe) -> tuple[Medium, NDArray[np.float32]]:
+    """Make a picture, a video of one frame, or a sound: its layout, and what the encoder takes."""
+    if recipe.audio is not None:
+        samples = _sound(recipe.audio.mel.sample_rate)
+        return lay_out_sound(recipe.audio, len(samples)), log_mels(samples, recipe.audio.mel, at="generated sound")[
+            None
+        ]
+    vision, frames = recipe.seeing(), _picture()
+    if vision.video is not None:
+        frames = frames[list(choose_frames(vision.video, len(frames)))]
+    return lay_out(vision, len(frames)), preprocess(frames, vision.preprocessing, at="generated picture")
+
+
+def _sound(rate: int) -> NDArray[np.float32]:
+    """Make one second of a tone that rises from nothing to a tenth of the rate."""
+    moments = np.arange(rate) / rate
+    tone: NDArray[np.float32] = np.sin(math.tau * rate / 20 * moments**2).astype(np.float32)
+    return tone
 
 
 def _picture() -> NDArray[np.uint8]:

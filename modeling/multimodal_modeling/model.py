@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from pydantic import ValidationError
 
+from multimodal_modeling.audio import AudioEncoder
 from multimodal_modeling.llm import LanguageModel
 from multimodal_modeling.pretrained import corrupt
 from multimodal_modeling.splice import splice
@@ -21,12 +22,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Encoder(Protocol):
+    """What makes rows of prompt embeddings of a medium."""
+
+    def encode(self, media: Tensor, /) -> Tensor:
+        """Encode items of one shape: [items, …] → [items, rows, hidden]."""
+
+    def arrange(self, features: Tensor, /) -> Tensor:
+        """Put the features of one medium's items, [items, rows, hidden], in the order of the prompt: [rows, hidden]."""
+
+
 @dataclass(frozen=True, slots=True)
 class MultimodalModel:
     """Everything that one worker runs."""
 
     recipe: Recipe
-    media: MediaEncoder
+    media: Encoder
     llm: LanguageModel
 
     @classmethod
@@ -39,7 +50,7 @@ class MultimodalModel:
         recipe = read_recipe(model_dir)
         return cls(
             recipe=recipe,
-            media=MediaEncoder.load(model_dir, recipe.seeing(), dtype=dtype, device=device),
+            media=_load_encoder(model_dir, recipe, dtype=dtype, device=device),
             llm=LanguageModel.load(model_dir, dtype=dtype, device=device),
         )
 
@@ -56,6 +67,12 @@ class MultimodalModel:
             [tokens, hidden].
         """
         return splice(self.llm.embed(torch.tensor(ids)), self.llm.scale_media(media), torch.tensor(media_at))
+
+
+def _load_encoder(model_dir: Path, recipe: Recipe, *, dtype: torch.dtype, device: torch.device) -> Encoder:
+    if recipe.vision is not None:
+        return MediaEncoder.load(model_dir, recipe.vision, dtype=dtype, device=device)
+    return AudioEncoder.load(model_dir, device=device)
 
 
 def read_recipe(model_dir: Path) -> Recipe:

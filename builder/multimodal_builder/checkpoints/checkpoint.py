@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from pydantic import BaseModel
 
 from multimodal_api.base import Model
-from multimodal_builder.checkpoints.config import LanguageConfig, ModelConfig, config_error
+from multimodal_builder.checkpoints.config import LanguageConfig, TunedConfig, config_error
 from multimodal_builder.checkpoints.hub import DEFAULT_REVISION, is_repository
 from multimodal_builder.checkpoints.members import clean_name
 
@@ -26,6 +26,7 @@ ARTIFACT: Final = "nemo:"
 _ARTIFACT_LIMIT: Final = 64 * 2**20
 
 _Config_co = TypeVar("_Config_co", bound=BaseModel, covariant=True)
+_Media_co = TypeVar("_Media_co", bound=TunedConfig, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,29 +162,31 @@ class CheckpointLocations(Model):
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class Sources(Generic[_Media_co]):
     """The open checkpoints of one model."""
 
-    visual: Checkpoint[ModelConfig]
-    llm: Checkpoint[LanguageConfig] | None = None
+    visual: Checkpoint[_Media_co]
+    """Of the media encoder."""
+    language: Checkpoint[LanguageConfig]
+    """Of the language model; it may be the visual one."""
     lora: Checkpoint[LanguageConfig] | None = None
     hub: Hub | None = None
     """Has the towers that checkpoints name by their repository; None: they must lie on the volume."""
 
     @property
-    def language(self) -> Checkpoint[LanguageConfig]:
-        """The checkpoint that the language model comes from."""
-        return self.llm or self.visual
+    def apart(self) -> bool:
+        """Whether the language model has a checkpoint of its own."""
+        return self.language.path != self.visual.path
 
-    def given(self) -> tuple[Checkpoint[LanguageConfig], ...]:
-        """List them."""
-        return tuple(source for source in (self.visual, self.llm, self.lora) if source is not None)
+    def given(self) -> tuple[Checkpoint[TunedConfig], ...]:
+        """List them, each once."""
+        language = (self.language,) if self.apart else ()
+        lora = () if self.lora is None else (self.lora,)
+        return (self.visual, *language, *lora)
 
-    def with_language(self, tensors: TensorSource) -> Sources:
+    def with_language(self, tensors: TensorSource) -> Sources[_Media_co]:
         """Give the same sources with other tensors in the checkpoint of the language model."""
-        if self.llm is None:
-            return replace(self, visual=replace(self.visual, tensors=tensors))
-        return replace(self, llm=replace(self.llm, tensors=tensors))
+        return replace(self, language=replace(self.language, tensors=tensors))
 
     def settings(self) -> tuple[bytes, ...]:
         """Give the configurations, for the digest."""

@@ -16,11 +16,13 @@ SHOWN: Final = 60
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Keys of NeMo's; those that are not named here have no part in a conversion."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
-class LlmSection(_Section):
+class LlmSection(Section):
     """`mm_cfg.llm`."""
 
     freeze: bool = False
@@ -29,7 +31,7 @@ class LlmSection(_Section):
     """Decides the pieces at the place of media."""
 
 
-class ClipSection(_Section):
+class ClipSection(Section):
     """A tower of NeMo's own: `vision` of a CLIP's `model_config.yaml`; defaults are NeMo's."""
 
     img_h: Count
@@ -54,13 +56,13 @@ class ClipSection(_Section):
     """Whether the fused attention input has all queries, then all keys, then all values."""
 
 
-class ClipModelConfig(_Section):
+class ClipModelConfig(Section):
     """The configuration of a whole CLIP, as far as NeVA reads it."""
 
     vision: ClipSection
 
 
-class VisionSection(_Section):
+class VisionSection(Section):
     """`mm_cfg.vision_encoder`."""
 
     from_pretrained: str
@@ -79,7 +81,7 @@ class VisionSection(_Section):
     """A tower of Megatron-core's own, whose sizes NeMo 2 keeps in the checkpoint; NeMo 1 has no such key."""
 
 
-class LitaSection(_Section):
+class LitaSection(Section):
     """`mm_cfg.lita`."""
 
     lita_video_arch: str = "temporal_spatial_pool"
@@ -88,7 +90,7 @@ class LitaSection(_Section):
     """Frames kept whole."""
 
 
-class MultimodalSection(_Section):
+class MultimodalSection(Section):
     """`mm_cfg`."""
 
     llm: LlmSection = LlmSection()
@@ -107,7 +109,7 @@ def _token_list(value: object) -> object:
     return (value.get(key) if isinstance(value, dict) and set(value) == {key} else value) or ()
 
 
-class TokenizerSection(_Section):
+class TokenizerSection(Section):
     """`tokenizer`."""
 
     library: str
@@ -122,7 +124,7 @@ class TokenizerSection(_Section):
     """What training added to the tokenizer."""
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """`data`."""
 
     media_type: str = "image"
@@ -136,7 +138,7 @@ class DataSection(_Section):
     conv_template: str = "nvgpt"
 
 
-class LoraSection(_Section):
+class LoraSection(Section):
     """`peft.lora_tuning`."""
 
     adapter_dim: Count | None = None
@@ -145,13 +147,13 @@ class LoraSection(_Section):
     """Adapters are scaled by alpha / rank; absent: the rank."""
 
 
-class PeftSection(_Section):
+class PeftSection(Section):
     """`peft`."""
 
     lora_tuning: LoraSection | None = None
 
 
-class CustomizationSection(_Section):
+class CustomizationSection(Section):
     """`mcore_customization_config`: what Falcon's layers differ in."""
 
     new_decoder_architecture: bool = False
@@ -160,7 +162,18 @@ class CustomizationSection(_Section):
     """Both blocks read the layer's input."""
 
 
-class LanguageConfig(_Section):
+class TunedConfig(Section):
+    """NeMo's `model` section, as far as it speaks of adapters."""
+
+    peft: PeftSection | None = None
+
+    @property
+    def lora(self) -> LoraSection:
+        """How adapters were trained."""
+        return (self.peft and self.peft.lora_tuning) or LoraSection()
+
+
+class LanguageConfig(TunedConfig):
     """NeMo's `model` section, as far as it describes a language model; field names and defaults are NeMo's."""
 
     num_layers: Count
@@ -209,7 +222,6 @@ class LanguageConfig(_Section):
     """How it was trained, as the next."""
     pipeline_model_parallel_size: Count = 1
     tokenizer: TokenizerSection
-    peft: PeftSection | None = None
 
     @property
     def groups(self) -> int:
@@ -236,11 +248,6 @@ class LanguageConfig(_Section):
         """Longest sequence that the model was made for."""
         return self.max_position_embeddings or self.encoder_seq_length
 
-    @property
-    def lora(self) -> LoraSection:
-        """How adapters were trained."""
-        return (self.peft and self.peft.lora_tuning) or LoraSection()
-
 
 class ModelConfig(LanguageConfig):
     """NeMo's `model` section of a NeVA checkpoint."""
@@ -250,6 +257,7 @@ class ModelConfig(LanguageConfig):
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+TunedT = TypeVar("TunedT", bound=TunedConfig)
 
 
 def check_config(document: dict[str, Any], model: type[ConfigT], at: str) -> ConfigT:

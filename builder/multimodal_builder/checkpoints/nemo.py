@@ -14,11 +14,14 @@ from multimodal_builder.checkpoints.members import DirectoryMembers, Members
 from multimodal_builder.checkpoints.names import NamedSource
 from multimodal_builder.checkpoints.nemo_tar import TarMembers
 from multimodal_builder.checkpoints.ranks import RANK_FILE, RankedSource
+from multimodal_builder.checkpoints.speech_config import SpeechConfig
 from multimodal_builder.checkpoints.yaml_document import read_yaml
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
+
+    from pydantic import BaseModel
 
     from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
     from multimodal_builder.checkpoints.config import ConfigT
@@ -29,8 +32,8 @@ CKPT_NAME: Final = "model_weights.ckpt"
 DISTRIBUTED_FOLDER: Final = "model_weights"
 
 
-def open_sources(paths: CheckpointPaths, opened: ExitStack, hub: Hub | None = None) -> Sources:
-    """Open all checkpoints of a model.
+def open_sources(paths: CheckpointPaths, opened: ExitStack, hub: Hub | None = None) -> Sources[ModelConfig]:
+    """Open all checkpoints of a model that sees.
 
     Args:
         paths: Where they lie.
@@ -40,12 +43,36 @@ def open_sources(paths: CheckpointPaths, opened: ExitStack, hub: Hub | None = No
     Raises:
         ProductError: there is nothing at a path, or it is no readable and safe checkpoint.
     """
-    return Sources(
-        visual=opened.enter_context(open_checkpoint(paths.visual, ModelConfig)),
-        llm=None if paths.llm is None else opened.enter_context(open_checkpoint(paths.llm, LanguageConfig)),
-        lora=None if paths.lora is None else opened.enter_context(open_checkpoint(paths.lora, LanguageConfig)),
-        hub=hub,
-    )
+    visual = opened.enter_context(open_checkpoint(paths.visual, ModelConfig))
+    language = visual if paths.llm is None else opened.enter_context(open_checkpoint(paths.llm, LanguageConfig))
+    return Sources(visual, language, _open_lora(paths, opened), hub)
+
+
+def open_speech(paths: CheckpointPaths, opened: ExitStack) -> Sources[SpeechConfig]:
+    """Open all checkpoints of a model that hears.
+
+    An archive that holds the whole model is opened twice, and read for its speech and for its language model.
+
+    Args:
+        paths: Where they lie.
+        opened: Closes them.
+
+    Raises:
+        ProductError: there is nothing at a path, or it is no readable and safe checkpoint.
+    """
+    visual = opened.enter_context(open_checkpoint(paths.visual, SpeechConfig))
+    if paths.llm is None and visual.config.alone:
+        raise not_found(
+            visual.at,
+            "it holds the speech encoder alone",
+            "give the checkpoint of its language model too: spec.model.llmCheckpoint, or --llm",
+        )
+    language = opened.enter_context(open_checkpoint(paths.llm or paths.visual, LanguageConfig))
+    return Sources(visual, language, _open_lora(paths, opened))
+
+
+def _open_lora(paths: CheckpointPaths, opened: ExitStack) -> Checkpoint[LanguageConfig] | None:
+    return None if paths.lora is None else opened.enter_context(open_checkpoint(paths.lora, LanguageConfig))
 
 
 def open_checkpoint(path: Path, model: type[ConfigT]) -> Checkpoint[ConfigT]:
@@ -61,8 +88,10 @@ def open_checkpoint(path: Path, model: type[ConfigT]) -> Checkpoint[ConfigT]:
     members = _open_members(path)
     try:
         name, document = _read_settings(members)
-        config = check_config(document, model, f"{members.at}: {name}")
-        language = config if isinstance(config, LanguageConfig) else None
+        at = f"{members.at}: {name}"
+        config = check_config(document, model, at)
+        whole = isinstance(config, SpeechConfig) and not config.alone
+        language = check_config(document, LanguageConfig, at) if whole else config
         return Checkpoint(path, members, name, config, NamedSource(_open_stored(members, language), members.at))
     except BaseException:
         members.close()
@@ -96,7 +125,7 @@ def _read_settings(members: Members) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _open_stored(members: Members, config: LanguageConfig | None) -> TensorSource:
+def _open_stored(members: Members, config: BaseModel) -> TensorSource:
     """Open the weights; without a language model's configuration, ranks cannot be merged."""
     names = members.names()
     for folder in (DISTRIBUTED_FOLDER, nemo2.WEIGHTS_FOLDER):
@@ -104,7 +133,7 @@ def _open_stored(members: Members, config: LanguageConfig | None) -> TensorSourc
             return open_distributed(members, folder)
     if CKPT_NAME in names:
         return CkptSource(members.open(CKPT_NAME))
-    if config is not None and any(map(RANK_FILE.fullmatch, names)):
+    if isinstance(config, LanguageConfig) and any(map(RANK_FILE.fullmatch, names)):
         return RankedSource(members, config)
     folders = f"{DISTRIBUTED_FOLDER}/, {nemo2.WEIGHTS_FOLDER}/"
     raise unreadable(members.at, f"no weights: neither {folders} nor {CKPT_NAME} is in it")

@@ -87,6 +87,7 @@ CONTAINERS: Final[Mapping[tuple[str, str], object]] = {
     # Extra states of Transformer Engine: a buffer, and how protocol 2 writes its bytes.
     **_opaques("_io", "BytesIO"),
     **_opaques("_codecs", "encode"),
+    **_opaques("__builtin__", "bytes"),  # how it writes none
 }
 
 DISTRIBUTED: Final[Mapping[tuple[str, str], object]] = {
