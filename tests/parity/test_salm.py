@@ -20,7 +20,7 @@ from multimodal_api.build import ExitCode, Outcome
 from multimodal_api.engine import MODEL_DIR, Backend, BuildInputs, Dtype, Limits, SourceIdentity
 from multimodal_api.families import Family, LlmType
 from multimodal_builder.canonical import write_canonical
-from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
+from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
 from multimodal_builder.inspection import inspect
 from multimodal_builder.main import main
 from multimodal_builder.progress import Tracker
@@ -259,7 +259,7 @@ def test_a_real_build_verifies_and_publishes(tmp_path: Path) -> None:
     request = BuildRequest(
         inputs=inputs,
         key=inputs.key(),
-        checkpoints=CheckpointPaths(visual=path),
+        checkpoints=CheckpointLocations(visual=path),
         stop_after_inspect=False,
         expect_engine=False,
         keep=None,
