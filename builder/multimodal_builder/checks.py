@@ -282,16 +282,16 @@ def _check_pair(sources: Sources[ModelConfig]) -> Iterator[Failure]:
         )
 
 
-def check_tower(config: ModelConfig, tower: TowerConfig) -> Iterator[Failure]:
+def check_tower(visual: Checkpoint[ModelConfig], tower: TowerConfig) -> Iterator[Failure]:
     """List every contradiction between the checkpoint's idea of its tower and the tower itself."""
-    vision = config.mm_cfg.vision_encoder
+    vision = visual.config.mm_cfg.vision_encoder
     edge = tower.image_size
     pairs: tuple[tuple[str, object, object], ...] = (
         ("patch_dim", vision.patch_dim or tower.patch_size, tower.patch_size),
         ("hidden_size", vision.hidden_size or tower.hidden_size, tower.hidden_size),
         ("crop_size", vision.crop_size or (edge, edge), (edge, edge)),
     )
-    at = f"{CONFIG_NAME}: mm_cfg.vision_encoder"
+    at = f"{visual.config_at}: mm_cfg.vision_encoder"
     for key, wanted, found in pairs:
         if wanted != found:
             yield Failure(

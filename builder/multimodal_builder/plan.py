@@ -74,7 +74,7 @@ def make_plan(sources: Sources[ModelConfig], family: Family, llm_type: LlmType) 
     tokenizer = None if problems else attempt(lambda: _tokenizer(sources, family), problems)
     tower = attempt(lambda: find_tower(sources.visual, sources.hub), problems)
     if tower is not None:
-        problems += checks.check_tower(sources.visual.config, tower.config)
+        problems += checks.check_tower(sources.visual, tower.config)
     if tokenizer is None or tower is None:
         return None, problems
     plan = attempt(lambda: _assemble(sources, family, llm_type, tokenizer, tower), problems)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.errors import unreadable
-from multimodal_builder.checkpoints.tensors import TensorInfo
+from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,7 +91,10 @@ class NamedSource:
     def read(self, name: str) -> Array:
         """Read one tensor."""
         first, *others = (self._source.read(part) for part in self._stored[name])
-        return np.concatenate([first, *others]) if others else first
+        if not others:
+            return first
+        info = self._infos[name]
+        return np.concatenate([first, *others], out=empty(info.shape, CARRIERS[info.dtype]))
 
     def _joined(self, name: str, infos: list[TensorInfo]) -> TensorInfo:
         first, *others = infos

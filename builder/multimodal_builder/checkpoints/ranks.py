@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.ckpt import CkptSource
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.errors import unreadable
 from multimodal_builder.checkpoints.names import NamedSource
-from multimodal_builder.checkpoints.tensors import TensorInfo
+from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -105,6 +106,7 @@ class RankedSource:
             ProductError: what should be copies of one tensor differs between ranks.
         """
         merged = self._tensors[name]
+        info = merged.info
         first, *others = (rank.read(merged.name) for rank in merged.ranks)
         if merged.axis is None:
             if any(other.tobytes() != first.tobytes() for other in others):
@@ -112,10 +114,11 @@ class RankedSource:
             return first
         if not others:
             return first
+        parts = [first, *others]
         if merged.gated:
-            halves = [half for part in (first, *others) for half in np.split(part, 2)]
-            return np.concatenate([*halves[::2], *halves[1::2]])
-        return np.concatenate([first, *others], axis=merged.axis)
+            halves = [half for part in parts for half in np.split(part, 2)]
+            parts = [*halves[::2], *halves[1::2]]
+        return np.concatenate(parts, axis=merged.axis, out=empty(info.shape, CARRIERS[info.dtype]))
 
     def _add(self, stored: str, name: str, ranks: tuple[TensorSource, ...]) -> None:
         if name in _STAGE_COPIES and name in self._tensors:

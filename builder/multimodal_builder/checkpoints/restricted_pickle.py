@@ -32,11 +32,12 @@ MAX_NESTING: Final = 32
 
 
 class Record:
-    """Stands for an instance of a class that is not there: its constructor's arguments and its state."""
+    """Stands for an instance of a class that is not there: its state; its constructor's arguments are dropped."""
 
-    def __init__(self, *args: object) -> None:
-        self.args = args
-        self.state: object = None
+    state: object = None
+    """Of the class too: a pickle makes an instance without its constructor, and gives no state where there is none."""
+
+    def __init__(self, *_args: object) -> None: ...
 
     def __setstate__(self, state: object) -> None:
         """Keep the state as it is."""

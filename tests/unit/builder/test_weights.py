@@ -203,6 +203,14 @@ def test_megatrons_index_with_its_plans_is_the_same(tmp_path: Path, monkeypatch:
     assert opened(folder).infos() == before
 
 
+def test_byte_objects_have_no_part(tmp_path: Path) -> None:
+    """Transformer Engine's extra states, which NeMo 2 saves for each layer."""
+    state = {"w": torch.arange(4.0), "x._extra_state/shard_0_2": io.BytesIO(b"scales"), "n": {"step": torch.ones(())}}
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(tmp_path / "weights"), no_dist=True)
+    (tmp_path / "weights/metadata.json").write_bytes(Archive.read(DISTRIBUTED).members["model_weights/metadata.json"])
+    same(opened(tmp_path / "weights"), {"w": torch.arange(4.0), "n.step": torch.ones(())})
+
+
 def test_the_index_of_torch_2_1_is_the_same(tmp_path: Path) -> None:
     """Its properties were those of sharded tensors, and it knew nothing of the writer and of transformations."""
     folder = unpacked(tmp_path)
