@@ -207,7 +207,7 @@ class LanguageConfig(TunedConfig):
     old_context_len: Count = 8192
     rotary_interleaved: bool = False
     window_size: tuple[int, int] | None = None
-    """[positions that attention looks back, 0]; absent: all."""
+    """[positions that attention looks back, 0]; absent or negative: all."""
     apply_embedding_scaling: bool | None = None
     """Gemma: embeddings, media among them, times the square root of their width."""
     normalize_attention_scores: bool = True
@@ -232,6 +232,12 @@ class LanguageConfig(TunedConfig):
     def zero_centered(self) -> bool:
         """Whether the weights of norms are stored less one."""
         return self.layernorm_zero_centered_gamma or self.normalization == "layernorm1p"
+
+    @property
+    def window(self) -> int | None:
+        """Positions that attention looks back, as NeMo's converters exchange them with transformers; None: all."""
+        back = self.window_size[0] if self.window_size else -1
+        return back if 0 <= back < self.positions else None
 
     @property
     def gated(self) -> bool:

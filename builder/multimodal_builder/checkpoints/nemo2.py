@@ -25,6 +25,7 @@ LANGUAGE_KEYS: Final = {
             *("kv_channels", "layernorm_epsilon", "layernorm_zero_centered_gamma", "position_embedding_type"),
             *("rotary_base", "rotary_interleaved", "seq_len_interpolation_factor", "window_size"),
             *("share_embeddings_and_output_weights", "num_moe_experts", "moe_router_topk"),
+            "moe_router_pre_softmax",
             *("scale_factor", "low_freq_factor", "high_freq_factor", "old_context_len"),
         )
     },

@@ -80,8 +80,3 @@ def activation(config: LanguageConfig) -> str:
     if config.openai_gelu:
         return "gelu_pytorch_tanh"
     return {"gelu": "gelu", "squared-relu": "relu2"}[config.activation]
-
-
-def window(config: LanguageConfig) -> int | None:
-    """Give the number of positions that attention looks back, as NeMo's converters translate it from transformers."""
-    return config.window_size[0] if config.window_size else None

@@ -39,7 +39,7 @@ def _describe_mistral(config: LanguageConfig) -> JsonObject:
         **decoder.rope(config),
         "hidden_act": "silu",
         "rms_norm_eps": config.layernorm_epsilon,
-        "sliding_window": decoder.window(config),
+        "sliding_window": config.window,
     }
 
 

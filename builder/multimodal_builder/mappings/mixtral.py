@@ -40,7 +40,7 @@ def _describe(config: LanguageConfig) -> JsonObject:
         "rms_norm_eps": config.layernorm_epsilon,
         "num_local_experts": config.num_moe_experts,
         "num_experts_per_tok": config.moe_router_topk,
-        "sliding_window": decoder.window(config),
+        "sliding_window": config.window,
     }
 
 

@@ -39,7 +39,7 @@ def _spelled(value: object) -> str:
 ROPE: Final = one_of("position_embedding_type", ("rope",))
 LEARNED: Final = one_of("position_embedding_type", ("learned_absolute",))
 WHOLE_HEADS: Final = one_of("rotary_percentage", (1.0,))
-EVERYTHING: Final = one_of("window_size", (None,))
+EVERYTHING: Final = Requirement("window_size", lambda config: config.window is None, "null")
 """Attention looks back to the beginning."""
 RMSNORM: Final = one_of("normalization", ("rmsnorm",))
 LAYERNORM: Final = one_of("normalization", ("layernorm", "layernorm1p", "low_precision_layernorm"))

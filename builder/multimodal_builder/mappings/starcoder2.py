@@ -29,7 +29,7 @@ def _describe(config: LanguageConfig) -> JsonObject:
         "hidden_act": decoder.activation(config),
         "norm_epsilon": config.layernorm_epsilon,
         "use_bias": config.bias,
-        "sliding_window": decoder.window(config),
+        "sliding_window": config.window,
     }
 
 

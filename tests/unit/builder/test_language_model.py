@@ -28,6 +28,12 @@ CHOICES: dict[str, tuple[dict[str, Any], str, tuple[LlmType, ...]]] = {
     "llama": ({}, "LlamaForCausalLM", (LlmType.LLAMA,)),
     "llama with biases": ({"bias": True}, "LlamaForCausalLM", (LlmType.LLAMA,)),
     "llama that looks back a window": ({"window_size": [32, 0]}, "MistralForCausalLM", (LlmType.LLAMA,)),
+    "llama whose window is no shorter than a sequence": (
+        {"window_size": [64, 0]},
+        "LlamaForCausalLM",
+        (LlmType.LLAMA,),
+    ),
+    "llama whose window has no end": ({"window_size": [-1, 0]}, "LlamaForCausalLM", (LlmType.LLAMA,)),
     "llama with odd heads": ({"num_attention_heads": 6, "kv_channels": 2}, "MistralForCausalLM", (LlmType.LLAMA,)),
     "mixtral": (MIXTRAL, "MixtralForCausalLM", (LlmType.MIXTRAL,)),
     "gemma": (GEMMA, "GemmaForCausalLM", (LlmType.GEMMA,)),
