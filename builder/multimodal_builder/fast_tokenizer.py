@@ -102,7 +102,14 @@ def _convert(
     known = {tokenizer.token_to_id(piece): number for piece, number in usage.replaced.items()}
     replaced = {old: new for old, new in known.items() if old is not None}
     document["added_tokens"] = [token for token in document["added_tokens"] if token["id"] not in replaced.values()]
-    original = _Original(tokenizer, Tokenizer.from_str(json.dumps(document)), replaced)
+    if replaced and not isinstance(document["model"]["vocab"], dict):
+        raise config_error(
+            at,
+            f"a {document['model']['type']} model, in which {' and '.join(usage.replaced)} cannot have other ids",
+            "use the tokenizer the model was trained with",
+        )
+    writer = Tokenizer.from_str(json.dumps(document)) if replaced else tokenizer
+    original = _Original(tokenizer, writer, replaced)
     patch = check_pieces(original, usage, at)
     names = _exchanged(tokenizer, replaced)
     serialised = json.dumps(_served(document, names), ensure_ascii=False).encode()
@@ -136,20 +143,16 @@ def _exchanged(tokenizer: Tokenizer, replaced: Mapping[int, int]) -> dict[int, s
 
 def _served(document: dict[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
     """Rewrite `tokenizer.json`: other names for some ids, and times kept in an answer's text."""
-    vocab = document["model"]["vocab"]
     tokens = [{**token, "content": names.get(token["id"], token["content"])} for token in document["added_tokens"]]
     found = {token["id"] for token in tokens}
     tokens += [_entry(number, piece) for number, piece in names.items() if number not in found]
-    return {
-        **document,
-        "added_tokens": sorted(
-            ({**token, "special": token["special"] and not _TIME.fullmatch(token["content"])} for token in tokens),
-            key=lambda token: token["id"],
-        ),
-        "model": {**document["model"], "vocab": {names.get(number, piece): number for piece, number in vocab.items()}},
-        # It may name tokens that have other names now; nothing is added to a prompt.
-        "post_processor": None if names else document["post_processor"],
-    }
+    kept = [{**token, "special": token["special"] and not _TIME.fullmatch(token["content"])} for token in tokens]
+    document = {**document, "added_tokens": sorted(kept, key=lambda token: token["id"])}
+    if not names:
+        return document
+    vocab = {names.get(number, piece): number for piece, number in document["model"]["vocab"].items()}
+    # A post-processor may name tokens that have other names now; nothing is added to a prompt.
+    return {**document, "model": {**document["model"], "vocab": vocab}, "post_processor": None}
 
 
 def _entry(number: int, piece: str) -> dict[str, Any]:

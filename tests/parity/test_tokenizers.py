@@ -103,6 +103,21 @@ def llama_2(folder: Path) -> None:
     )
 
 
+def unigram(folder: Path) -> None:
+    """Pieces with scores instead of merges."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=80,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        unk_token="<unk>",  # noqa: S106 (a piece)
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    write(folder, tokenizer, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+
+
 def write(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | settings
@@ -148,6 +163,7 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str, str]] = {
     "yi, tokens named beside": (bare, EXTRA, "yi_34b", "nvgpt"),
     "llama 2": (llama_2, EXTRA, "v1", "v1"),
     "mistral": (llama_2, EXTRA, "mistral", "mistral"),
+    "pieces with scores": (unigram, EXTRA, "nvgpt", "nvgpt"),
 }
 
 
@@ -244,6 +260,12 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, change: dict[str, bytes]
     found = files(tmp_path)
     with pytest.raises(ProductError, match=says):
         convert_tokenizer(found._replace(content={**found.content, **change}), (), usage("llama_3", "vita"))
+
+
+def test_pieces_with_scores_cannot_have_other_ids(tmp_path: Path) -> None:
+    unigram(tmp_path)
+    with pytest.raises(ProductError, match="a Unigram model, in which <extra_id_6> and <extra_id_7> cannot"):
+        convert_tokenizer(files(tmp_path), EXTRA, usage("v1", "v1"))
 
 
 def test_a_tokenizer_without_media_tokens_is_refused(tmp_path: Path) -> None:
