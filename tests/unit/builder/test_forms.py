@@ -68,6 +68,11 @@ def weights_of(out: Path) -> Weights:
     return {f"{path.parent.name}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
 
 
+def files_of(out: Path) -> dict[str, bytes]:
+    """All files of the canonical model; those of forms that keep the order of tensors are the same to the byte."""
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
 def same(found: Weights, wanted: Weights) -> bool:
     return found.keys() == wanted.keys() and all(
         tensor.dtype == wanted[name].dtype and torch.equal(tensor, wanted[name]) for name, tensor in found.items()
@@ -112,6 +117,8 @@ def test_ranks_are_merged(tmp_path: Path, state: State, tensor: int, pipeline: i
     if unpacked:
         path = forms.unpack(archive, tmp_path / "ranks")
     assert same(convert(path, tmp_path / "out"), expected)
+    if pipeline == 1:
+        assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
 
 
 def test_a_tied_head_in_the_last_stage_is_the_embedding(tmp_path: Path, state: State) -> None:
@@ -241,6 +248,7 @@ def test_a_gzip_archive_and_a_folder_are_the_same(tmp_path: Path, wanted: Weight
     old.write_bytes(gzip.compress(archive.to_bytes(), 1))
     assert same(convert(old, tmp_path / "out"), wanted)
     assert same(convert(forms.unpack(archive, tmp_path / "folder"), tmp_path / "again"), wanted)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "again")
 
 
 def zarr_of(state: State) -> Archive:
