@@ -223,19 +223,34 @@ def check_weights(
     Raises:
         ProductError: with both difference lists.
     """
+    at = " and ".join(dict.fromkeys((sources.visual.at, sources.language.at)))
+    check_accounts(components, strays(sources, media), at=at)
+
+
+def check_accounts(components: tuple[Component, ...], others: list[str], *, at: str) -> None:
+    """Require that nothing is missing, left over or wrong.
+
+    Args:
+        components: All of a model.
+        others: Tensors that none of them looks at.
+        at: What to call the checkpoints in an error.
+
+    Raises:
+        ProductError: with all differences.
+    """
     maps = [component.mapped for component in components]
     lists = (
         ("missing", [name for mapped in maps for name in mapped.missing]),
-        ("left over", [*(name for mapped in maps for name in mapped.unknown), *strays(sources, media)]),
+        ("left over", [*(name for mapped in maps for name in mapped.unknown), *others]),
         ("wrong", [sentence for mapped in maps for sentence in mapped.wrong]),
     )
     parts = [f"{len(names)} {label}: {_some(names)}" for label, names in lists if names]
     if parts:
         raise ProductError(
             Reason.CHECKPOINT_WEIGHTS,
-            at=f"{' and '.join(dict.fromkeys((sources.visual.at, sources.language.at)))}: weights",
+            at=f"{at}: weights",
             problem="; ".join(parts),
-            remedy="use a whole checkpoint whose model_config.yaml belongs to its weights",
+            remedy="use a whole checkpoint whose configuration belongs to its weights",
         )
 
 
