@@ -277,11 +277,10 @@ def test_limits_that_just_fit_are_accepted(tmp_path: Path, classic: Archive) -> 
     assert look(classic.write(tmp_path), limits=limits).problems == ()
 
 
-def test_other_families_are_refused_by_name(tmp_path: Path, classic: Archive) -> None:
-    family = Family.SALM
-    (problem,) = look(classic.write(tmp_path), family=family).problems
-    assert problem.reason is Reason.UNSUPPORTED_MODEL
-    assert family in problem.problem
+def test_a_checkpoint_that_sees_is_none_that_hears(tmp_path: Path, classic: Archive) -> None:
+    (problem,) = look(classic.write(tmp_path), family=Family.SALM).problems
+    assert problem.reason is Reason.CHECKPOINT_CONFIG
+    assert "perception is missing" in problem.problem
 
 
 @pytest.mark.parametrize("llm", [llm for llm in LlmType if llm is not LlmType.LLAMA])
