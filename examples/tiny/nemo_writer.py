@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -229,27 +229,50 @@ def write_distributed(folder: Path, state: State) -> None:
     (folder / "metadata.json").write_text(json.dumps(DISTRIBUTED_MARK))
 
 
-def write_archive(path: Path, *, config: Mapping[str, Any], tokenizer: bytes, state: State, distributed: bool) -> None:
+def write_ranks(root: Path, ranks: Sequence[Mapping[str, Any]]) -> None:
+    """Write what tensor-parallel ranks store: `mp_rank_00/model_weights.ckpt`, and so on."""
+    for rank, state in enumerate(ranks):
+        folder = root / f"mp_rank_{rank:02d}"
+        folder.mkdir()
+        torch.save(state, folder / "model_weights.ckpt")
+
+
+def write_archive(
+    path: Path, *, config: Mapping[str, Any], tokenizer: bytes | None, state: Mapping[str, Any], distributed: bool
+) -> None:
     """Write a whole `.nemo`: an uncompressed tar of configuration, tokenizer and weights.
 
     Args:
         path: The archive to write; replaced if it exists.
         config: The `model` part of NeMo's configuration; `tokenizer.model` is set to the file in the archive.
-        tokenizer: A SentencePiece model file.
+        tokenizer: A SentencePiece model file; None leaves the tokenizer that the configuration names outside.
         state: From `distributed_state` or `classic_state`.
         distributed: Which of the two `state` is.
     """
-    # NeMo prefixes artifacts with a random 32-digit id; a digest of the content serves and repeats.
-    artifact = f"{hashlib.sha256(tokenizer).hexdigest()[:32]}_tokenizer.model"
-    settings = {**config, "tokenizer": {**config["tokenizer"], "model": f"nemo:{artifact}"}}
+
+    def weights(root: Path) -> None:
+        if distributed:
+            write_distributed(root / "model_weights", dict(state))
+        else:
+            torch.save(dict(state), root / "model_weights.ckpt")
+
+    write_members(path, config=config, tokenizer=tokenizer, weights=weights)
+
+
+def write_members(
+    path: Path, *, config: Mapping[str, Any], tokenizer: bytes | None, weights: Callable[[Path], None]
+) -> None:
+    """Write a `.nemo` whose weights `weights` puts into the archive's root; the rest as for `write_archive`."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
+        settings = dict(config)
+        if tokenizer is not None:
+            # NeMo prefixes artifacts with a random 32-digit id; a digest of the content serves and repeats.
+            artifact = f"{hashlib.sha256(tokenizer).hexdigest()[:32]}_tokenizer.model"
+            settings["tokenizer"] = {**config["tokenizer"], "model": f"nemo:{artifact}"}
+            (root / artifact).write_bytes(tokenizer)
         (root / "model_config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-        (root / artifact).write_bytes(tokenizer)
-        if distributed:
-            write_distributed(root / "model_weights", state)
-        else:
-            torch.save(state, root / "model_weights.ckpt")
+        weights(root)
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:") as archive:
             # NeMo adds the folder under this name: members are `.`, `./model_config.yaml`, and so on.

@@ -154,9 +154,9 @@ def questions(scene: Scene, rng: random.Random) -> dict[str, Question]:
     return asked
 
 
-def paint(scene: Scene, rng: random.Random) -> Image.Image:
-    """Paint the scene as an RGB picture of 96 to 160 x 96 to 120 pixels; `rng` sets size, shades and small shifts."""
-    width, height = rng.randint(96, 160), rng.randint(96, 120)
+def paint(scene: Scene, rng: random.Random, widest: int = 160) -> Image.Image:
+    """Paint the scene as an RGB picture of 96 to `widest` x 96 to 120 pixels; `rng` sets size, shades, small shifts."""
+    width, height = rng.randint(96, widest), rng.randint(96, 120)
     shade = rng.randint(205, 250)
     picture = Image.new("RGB", (width, height), tuple(shade + rng.randint(-5, 5) for _ in range(3)))
     pen = ImageDraw.Draw(picture)
@@ -170,7 +170,7 @@ def paint(scene: Scene, rng: random.Random) -> Image.Image:
             x = left + (column + 0.5) * cell + rng.uniform(-slack, slack)
             y = top + (row + 0.5) * cell + rng.uniform(-slack, slack)
             red, green, blue = (min(255, max(0, value + rng.randint(-15, 15))) for value in COLOURS[group.colour])
-            _stamp(pen, group.shape, (x, y), radius, (red, green, blue))
+            stamp(pen, group.shape, (x, y), radius, (red, green, blue))
     return picture
 
 
@@ -205,7 +205,7 @@ def _exists(scene: Scene, rng: random.Random) -> Question:
     return Question(f"Is there a {colour} {shape}?", "yes" if (shape, colour) in truth else "no")
 
 
-def _stamp(
+def stamp(
     pen: ImageDraw.ImageDraw, shape: str, at: tuple[float, float], radius: float, colour: tuple[int, int, int]
 ) -> None:
     """Draw one shape that fills the circle of `radius` around `at`, in pixels."""

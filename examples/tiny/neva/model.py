@@ -1,6 +1,5 @@
 """The tiny NeVA: its sizes, its tokenizer, its prompt, and its form as a Hugging Face LLaVA."""
 
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Final
 import sentencepiece
 import torch
 from safetensors.torch import save_file
+from tiny.prompts import PATCH_PIECE, SPECIALS, train_sentencepiece
 from torch import Tensor
 from transformers import (
     CLIPImageProcessorPil,
@@ -33,11 +33,6 @@ PADDED_VOCAB: Final = 512  # the next multiple of make_vocab_size_divisible_by: 
 INIT: Final = 0.05  # spread of fresh weights; at this width the usual 0.02 learns much slower
 CONTEXT: Final = 4096  # llava_config's encoder_seq_length; rope needs no weights for it
 
-# NeMo's special pieces: 0 system, 1 turn, 2 labels, 3 picture patch, 4 and 5 picture start and end, 6 bos, 7 eos,
-# 8 and 9 video start and end.
-SPECIALS: Final = tuple(f"<extra_id_{number}>" for number in range(10))
-PATCH_PIECE: Final = SPECIALS[3]
-
 # NeMo's template nv_dpo, with its empty system turn. NeMo turns `<image>` in the user's text into the media span and a
 # newline; so a picture followed by a question gives the same ids as the removed TensorRT runner's fixed neva prompt.
 BEFORE_MEDIA: Final = "<extra_id_0>System\n\n<extra_id_1>User\n"
@@ -51,32 +46,8 @@ CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
 
 def train_tokenizer(sentences: Iterable[str]) -> bytes:
-    """Train a SentencePiece model as Llama and the nvgpt family use it: byte pair pieces, bytes for the rest.
-
-    Spaces and newlines are kept and none is added, so that text before and after a picture can be encoded apart.
-
-    Args:
-        sentences: Texts of the kind the model will read and write.
-
-    Returns:
-        The model file.
-    """
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=VOCAB,
-        byte_fallback=True,
-        user_defined_symbols=[*SPECIALS, "\n"],
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        character_coverage=1.0,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return model.getvalue()
+    """Train a SentencePiece model that adds no space, so that text before and after a picture can be encoded apart."""
+    return train_sentencepiece(sentences, VOCAB, SPECIALS, prefix=False)
 
 
 @dataclass(frozen=True, slots=True)

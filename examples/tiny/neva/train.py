@@ -14,11 +14,9 @@ ends below the mark on fresh pictures is followed by another: some seeds need it
 import argparse
 import itertools
 import json
-import math
 import os
 import random
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,8 @@ from transformers import CLIPVisionModel, LlavaForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tiny import nemo_writer, pictures
+from tiny import learning, nemo_writer, pictures
+from tiny.learning import Progress, optimise
 from tiny.neva import evaluate
 from tiny.neva import model as tiny
 from tiny.neva.config import model_config
@@ -51,12 +50,6 @@ ANSWER_RATE: Final = 3e-3
 ROUNDS: Final = 3  # at most
 MARK: Final = 0.98  # share of questions about fresh pictures (not of the held-out kind) that ends the rounds
 ENOUGH: Final = 0.95  # share of held-out questions that must be answered right
-QUIET: Final = 10.0  # seconds between two lines of progress
-UNLEARNED: Final = -100  # cross_entropy's mark for positions without a target
-
-CELLS: Final = pictures.GRID**2
-CELL_LABELS: Final = (1 + len(pictures.SHAPES), 1 + len(pictures.COLOURS), 1 + pictures.MAX_COUNT, CELLS)
-"""What the tower must tell of a cell: its shape and colour, how many of them the picture shows, which cell it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +59,6 @@ class Drawn:
     scenes: list[pictures.Scene]
     pixels: Tensor
     cells: Tensor
-
-
-class Progress:
-    """Prints what happens with the time since the start, at most one line in ten seconds unless it matters."""
-
-    def __init__(self) -> None:
-        self._start = self._printed = time.monotonic()
-
-    def say(self, text: str) -> None:
-        """Print `text`."""
-        self._printed = time.monotonic()
-        print(f"{self._printed - self._start:6.0f} s  {text}", flush=True)
-
-    def step(self, name: str, step: int, steps: int, loss: Tensor) -> None:
-        """Print how far a training step is, if the last line is old enough or it is the last step."""
-        if step + 1 == steps or time.monotonic() - self._printed > QUIET:
-            self.say(f"{name}: step {step + 1} of {steps}, loss {loss.item():.4f}")
 
 
 def draw(amount: int, seed: int) -> Drawn:
@@ -96,14 +72,7 @@ def draw(amount: int, seed: int) -> Drawn:
         ]
         for start in range(0, amount, CHUNK)
     ]
-    cells = torch.zeros(amount, CELLS, len(CELL_LABELS), dtype=torch.long)
-    cells[..., 3] = torch.arange(CELLS)
-    for index, scene in enumerate(drawn):
-        for group in scene.groups:
-            shape, colour = pictures.SHAPES.index(group.shape), list(pictures.COLOURS).index(group.colour)
-            places = [row * pictures.GRID + column for row, column in group.cells]
-            cells[index, places, :3] = torch.tensor([1 + shape, 1 + colour, group.count])
-    return Drawn(drawn, torch.cat(pixels), cells)
+    return Drawn(drawn, torch.cat(pixels), learning.cell_labels(drawn))
 
 
 def see(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
@@ -112,95 +81,27 @@ def see(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
     return states[-2][:, 1:]
 
 
-def by_cell(features: Tensor) -> Tensor:
-    """Join the 2 x 2 patches of each cell: [pictures, patches, width] to [pictures, cells, 4 * width]."""
-    grid, inside = pictures.GRID, tiny.CROP // tiny.PATCH // pictures.GRID
-    split: Tensor = features.unflatten(1, (grid, inside, grid, inside))
-    return split.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
-
-
-def optimise(parameters: Sequence[nn.Parameter], rate: float, steps: int) -> Iterator[int]:
-    """Yield each step's number with gradients cleared, then apply them; the rate warms up and falls to zero."""
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    for step in range(steps):
-        scale = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * scale
-        optimizer.zero_grad(set_to_none=True)
-        yield step
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-
-
 def train_tower(tower: CLIPVisionModel, data: Drawn, steps: int, progress: Progress) -> None:
     """Teach the tower what stands in each cell, then round it to what bfloat16 can hold and freeze it."""
-    head = nn.Linear(4 * tiny.TOWER_WIDTH, sum(CELL_LABELS))
+    head = nn.Linear(4 * tiny.TOWER_WIDTH, sum(learning.CELL_LABELS))
     for step in optimise([*tower.parameters(), *head.parameters()], TOWER_RATE, steps):
         chosen = torch.randint(len(data.scenes), (TOWER_BATCH,))
-        guess = head(by_cell(see(tower, data.pixels[chosen]))).split(CELL_LABELS, dim=-1)
-        losses = [
-            functional.cross_entropy(part.flatten(0, 1), data.cells[chosen, :, i].flatten())
-            for i, part in enumerate(guess)
-        ]
-        loss = torch.stack(losses).sum()
+        guess = head(learning.by_cell(see(tower, data.pixels[chosen])))
+        loss = learning.cell_loss(guess, data.cells[chosen])
         loss.backward()
         progress.step("tower", step, steps, loss)
-    with torch.no_grad():
-        for parameter in tower.parameters():
-            parameter.copy_(parameter.to(torch.bfloat16))
+    learning.round_to_bfloat16(tower)
     tower.requires_grad_(requires_grad=False).eval()
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Pictures, each followed by several questions with answers that do not see one another.
-
-    So a picture is read once for all its questions, and every question is still seen exactly as it will be asked: at
-    its own positions, after the picture alone. Shapes: `sees` [pictures, 1, tokens, tokens], the others
-    [pictures, tokens]; `targets` are UNLEARNED where nothing is learned.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    targets: Tensor
-    sees: Tensor
-
-
-def pack(prompter: tiny.Prompter, asked: Sequence[Sequence[pictures.Question]]) -> Packed:
+def pack(prompter: tiny.Prompter, asked: Sequence[Sequence[pictures.Question]]) -> learning.Packed:
     """Pack the questions of each picture behind the prompt's common beginning."""
     shared = prompter.media_start + tiny.PATCHES
-    ids: list[list[int]] = []
-    positions: list[list[int]] = []
-    targets: list[list[int]] = []
-    turns: list[list[int]] = []
-    for listed in asked:
-        ids.append(prompter.prompt("")[:shared])
-        positions.append(list(range(shared)))
-        targets.append([UNLEARNED] * shared)
-        turns.append([0] * shared)
-        for turn, question in enumerate(listed, start=1):
-            prompt, answer = prompter.prompt(question.text)[shared:], prompter.answer_ids(question.answer)
-            length = len(prompt) + len(answer)
-            ids[-1] += prompt + answer
-            positions[-1] += range(shared, shared + length)
-            # The token before an answer foretells the answer's first, and so on; its last token foretells nothing.
-            targets[-1] += [UNLEARNED] * (len(prompt) - 1) + answer + [UNLEARNED]
-            turns[-1] += [turn] * length
-    of_turn = _rectangle(turns, -1)
-    same = (of_turn[:, None, :] == of_turn[:, :, None]) | (of_turn == 0)[:, None, :]
-    causal = torch.ones(of_turn.shape[1], of_turn.shape[1]).tril().bool()
-    return Packed(
-        ids=_rectangle(ids, prompter.tokenizer.eos_id()),
-        positions=_rectangle(positions, 0),
-        targets=_rectangle(targets, UNLEARNED),
-        sees=(same & causal)[:, None],
-    )
-
-
-def _rectangle(rows: Sequence[list[int]], filler: int) -> Tensor:
-    """Rows of unequal length as one tensor."""
-    longest = max(map(len, rows))
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
+    listed = [
+        [(prompter.prompt(each.text)[shared:], prompter.answer_ids(each.answer)) for each in questions]
+        for questions in asked
+    ]
+    return learning.pack([prompter.prompt("")[:shared]] * len(asked), listed, prompter.tokenizer.eos_id())
 
 
 def train_answers(
@@ -215,9 +116,9 @@ def train_answers(
     rng = random.Random(seed)
     with torch.no_grad():
         features = torch.cat([see(model.model.vision_tower, pixels) for pixels in data.pixels.split(CHUNK)])
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for number in range(1, ROUNDS + 1):
-        for step in optimise(learning, ANSWER_RATE / number, steps):
+        for step in optimise(trained, ANSWER_RATE / number, steps):
             chosen = rng.sample(range(len(data.scenes)), ANSWER_BATCH)
             packed = pack(prompter, [list(pictures.questions(data.scenes[index], rng).values()) for index in chosen])
             loss = answer_loss(model, prompter, packed, features[chosen])
@@ -229,7 +130,9 @@ def train_answers(
             return
 
 
-def answer_loss(model: LlavaForConditionalGeneration, prompter: tiny.Prompter, packed: Packed, seen: Tensor) -> Tensor:
+def answer_loss(
+    model: LlavaForConditionalGeneration, prompter: tiny.Prompter, packed: learning.Packed, seen: Tensor
+) -> Tensor:
     """The mean cross entropy of all answers' tokens; `seen` are the tower's features, [pictures, patches, width]."""
     start, end = prompter.media_start, prompter.media_start + tiny.PATCHES
     text = model.model.language_model.embed_tokens(packed.ids)
@@ -240,7 +143,7 @@ def answer_loss(model: LlavaForConditionalGeneration, prompter: tiny.Prompter, p
         position_ids=packed.positions,
         use_cache=False,
     ).last_hidden_state
-    learned = packed.targets != UNLEARNED
+    learned = packed.targets != learning.UNLEARNED
     return functional.cross_entropy(model.lm_head(states[learned]), packed.targets[learned])
 
 
