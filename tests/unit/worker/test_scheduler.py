@@ -38,6 +38,8 @@ class Model:
         self.gate = asyncio.Event()
         self.gate.set()
         self.started = asyncio.Event()
+        self.full = asyncio.Event()
+        """Three are at work."""
         self.error: Exception | None = None
 
     def arrange(self, features: torch.Tensor) -> torch.Tensor:
@@ -55,6 +57,8 @@ class Model:
         self.running += 1
         self.most = max(self.most, self.running)
         self.started.set()
+        if self.running == 3:
+            self.full.set()
         try:
             for index in range(request.max_new_tokens):
                 await self.gate.wait()
@@ -186,9 +190,12 @@ async def test_spans_that_do_not_match_the_rows_are_refused(spans: list[tuple[in
 
 async def test_no_more_run_at_once_than_there_are_places() -> None:
     model, front = Model(), Front()
+    model.gate.clear()  # none ends before three have begun, however slowly they are embedded
     scheduler = made(model, front, max_running=3)
     for request_id in range(10):
         await scheduler.submit(asking(request_id, 10 * request_id + 10), [])
+    await model.full.wait()
+    model.gate.set()
     for request_id in range(10):
         await front.end(request_id)
         assert front.tokens(request_id) == [10 * request_id + 10 + step for step in range(3)]
