@@ -1,4 +1,4 @@
-"""The model families and language-model types that NeMo's exporter knew, and which of them this version implements."""
+"""The model families and language-model types that NeMo's exporter knew."""
 
 from __future__ import annotations
 
@@ -52,5 +52,3 @@ FAMILIES: Final = {
     Family.VILA: FamilyFacts(Modality.VISION, 1),
     Family.SALM: FamilyFacts(Modality.AUDIO, 1),
 }
-
-IMPLEMENTED_FAMILIES: Final = (Family.NEVA,)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from multimodal_api.engine import Backend, Dtype, Quantization
 from multimodal_api.errors import Failure
-from multimodal_api.families import FAMILIES, IMPLEMENTED_FAMILIES, Modality
+from multimodal_api.families import FAMILIES, Modality
 from multimodal_api.reasons import Reason
 from multimodal_api.resource import CheckpointSource, MonitorKind, Rollout
 
@@ -204,13 +204,6 @@ RULES: Final = (
         " && self.triton.grpcPort != self.triton.metricsPort",
         "has ports {triton.httpPort}, {triton.grpcPort} and {triton.metricsPort}, which are not all different",
         "give httpPort, grpcPort and metricsPort a number each",
-    ),
-    _not_yet(
-        "spec.model.type",
-        lambda s: s.model.type in IMPLEMENTED_FAMILIES,
-        f"self.model.type in {_listed(IMPLEMENTED_FAMILIES)}",
-        "'{model.type}' is a model type",
-        f"this version serves {', '.join(IMPLEMENTED_FAMILIES)}",
     ),
     *_SOURCES_TO_COME,
     _not_yet(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from multimodal_api import wire
 from multimodal_api.errors import ProductError
-from multimodal_api.families import IMPLEMENTED_FAMILIES, Family
+from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
 from multimodal_client.client import DEFAULT_TIMEOUT, Client
 
@@ -107,7 +107,7 @@ def _add_query(query: argparse.ArgumentParser) -> None:
     add = query.add_argument
     add("-u", "--url", default="0.0.0.0", help="HOST, HOST:PORT or http://HOST:PORT")  # noqa: S104 -- NeMo's default
     add("-mn", "--model_name", required=True, help="name of the model on the wire")
-    add("-mt", "--model_type", choices=list(IMPLEMENTED_FAMILIES), default=Family.NEVA, help="family of the model")
+    add("-mt", "--model_type", choices=list(Family), default=Family.NEVA, help="family of the model")
     add("-int", "--input_text", required=True, help="the question")
     add("-im", "--input_media", required=True, help="path or http(s) address of a picture")
     add("-bs", "--batch_size", type=int, default=1, help="answers wanted to this one question")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from multimodal_api import wire
-from multimodal_api.families import IMPLEMENTED_FAMILIES
+from multimodal_api.families import Family
 from multimodal_client.client import Client
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class NemoQueryMultimodal:
         Raises:
             RuntimeError: a family whose media this version cannot send.
         """
-        if model_type not in set(IMPLEMENTED_FAMILIES):
-            raise RuntimeError(f"Invalid model type {model_type!r}; known are: {', '.join(IMPLEMENTED_FAMILIES)}")
+        if model_type not in set(Family):
+            raise RuntimeError(f"Invalid model type {model_type!r}; known are: {', '.join(Family)}")
         self._client = Client(url, model_name)
 
     def query(

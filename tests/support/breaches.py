@@ -57,7 +57,6 @@ BREACHES: Final[list[tuple[dict[str, Any], str, list[str]]]] = [
     ({"engine__quantization": "fp8"}, "spec.engine.quantization", ["'fp8'", "none"]),
     ({"engineStore": {"claimName": "a", "size": "1Gi"}}, "spec.engineStore.claimName", ["either"]),
     ({"triton": {"httpPort": 9000, "grpcPort": 9000}}, "spec.triton", ["9000", "each"]),
-    ({"model__type": "vila"}, "spec.model.type", ["'vila'", "neva"]),
     ({"model__visualCheckpoint": {"uri": "x"}}, "spec.model.visualCheckpoint", ["uri", "pvc"]),
     ({"model__llmCheckpoint": {"image": "x"}}, "spec.model.llmCheckpoint", ["image", "hf"]),
     ({"model__loraCheckpoint": {"uri": "x"}}, "spec.model.loraCheckpoint", ["uri", "pvc"]),

@@ -60,18 +60,24 @@ def make_namespace(name: str) -> None:
     """Make a namespace that admits restricted pods only, with a claim that holds the tiny checkpoint."""
     enforced = {"pod-security.kubernetes.io/enforce": "restricted"}
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": enforced}})
-    apply(claim(name, CLAIM), _loader(name))
-    kubectl("wait", "-n", name, "--for=condition=Ready", "pod/loader", "--timeout=120s", seconds=130)
+    apply(claim(name, CLAIM))
+    load_files(name, CHECKPOINT, ["neva.nemo", "clip"])
+
+
+def load_files(namespace: str, root: Path, files: list[str]) -> None:
+    """Copy files, named from a folder, onto the claim of checkpoints."""
+    apply(_loader(namespace))
+    kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/loader", "--timeout=120s", seconds=130)
     archive = subprocess.run(
-        ["tar", "-C", str(CHECKPOINT), "-cf", "-", "neva.nemo", "clip"], capture_output=True, check=True, timeout=60
+        ["tar", "-C", str(root), "-cf", "-", *files], capture_output=True, check=True, timeout=60
     ).stdout
     subprocess.run(
-        ["kubectl", "exec", "-n", name, "-i", "loader", "--", "tar", "-C", "/data", "--no-same-owner", "-xf", "-"],
+        ["kubectl", "exec", "-n", namespace, "-i", "loader", "--", "tar", "-C", "/data", "--no-same-owner", "-xf", "-"],
         input=archive,
         check=True,
         timeout=60,
     )
-    kubectl("delete", "pod", "-n", name, "loader", "--grace-period=1", "--wait=false")
+    kubectl("delete", "pod", "-n", namespace, "loader", "--grace-period=1", "--timeout=60s")
 
 
 def claim(namespace: str, name: str) -> dict[str, Any]:

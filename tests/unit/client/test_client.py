@@ -186,5 +186,5 @@ def test_nemo_s_client_leaves_out_what_is_none(server: KServe, png: Path) -> Non
 
 
 def test_nemo_s_client_names_unknown_families() -> None:
-    with pytest.raises(RuntimeError, match=r"'salm'.*neva"):
-        NemoQueryMultimodal("x", "m", "salm")
+    with pytest.raises(RuntimeError, match=r"'mllama'.*neva"):
+        NemoQueryMultimodal("x", "m", "mllama")
