@@ -72,11 +72,11 @@ CASES: list[tuple[str, Callable[[], Snapshot], Reason, Phase, ConditionType, str
     ),
     (
         "not yet",
-        lambda: building(model={"type": "vila", "visualCheckpoint": {"pvc": {"claimName": "c", "path": "p"}}}),
+        lambda: building(model={"type": "neva", "visualCheckpoint": {"uri": "s3://bucket/neva.nemo"}}),
         R.NOT_IMPLEMENTED,
         Phase.FAILED,
         T.ACCEPTED,
-        "vila",
+        "uri",
     ),
     (
         "other store class",
