@@ -130,8 +130,9 @@ def _checkpoints(want: Wanted) -> list[tuple[str, CheckpointSource]]:
 
 
 def _location(role: str, source: CheckpointSource) -> str:
-    """Say to the builder where a checkpoint is: in a mount, or in the Hub."""
+    """Say to the builder where a checkpoint is. The rules refuse what is neither in a mount nor in the Hub."""
+    if source.pvc is not None:
+        return f"{CHECKPOINTS_MOUNT}/{role}/{source.pvc.path}"
     if source.hf is not None:
         return f"hf:{source.hf.repo}@{source.hf.revision}"
-    assert source.pvc is not None  # noqa: S101 -- the rules admit these two
-    return f"{CHECKPOINTS_MOUNT}/{role}/{source.pvc.path}"
+    return source.uri or source.image or ""
