@@ -143,6 +143,7 @@ class Served:
         port = free_port()
         arguments = ["--engine", str(engine_dir), "--model-name", "tiny", "--http-address", "127.0.0.1"]
         arguments += ["--http-port", str(port), "--grpc-port", str(free_port()), "--metrics-port", str(free_port())]
+        arguments += ["--openai-port", str(free_port())]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "multimodal_server.main", *arguments],
             stdout=subprocess.DEVNULL,

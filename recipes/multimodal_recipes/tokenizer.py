@@ -80,6 +80,10 @@ class Tokenizer:
         """Give the text of ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def token_text(self, token: int) -> str:
+        """Give the text of one token, special ones too."""
+        return str(self._tokenizer.decode([token], skip_special_tokens=False))
+
     def stop_ids(self, strings: Iterable[str]) -> frozenset[int]:
         """Give the ids of those stop strings that are one token: special tokens have no text that could be searched."""
         ids = (self._tokenizer.token_to_id(string) for string in strings)

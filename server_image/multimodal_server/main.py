@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 STARTED: Final = time.monotonic()
 LOG: Final = logging.getLogger(__name__)
 PROGRAM: Final = "multimodal-server"
+DISTRIBUTION: Final = "multimodal-operator"
 LOAD_SECONDS: Final = 4 * 3600.0
 """Longest load of an engine; the pod's startup probe is the bound that a user sets."""
 LAST_WORDS_SECONDS: Final = 1.0
@@ -50,6 +52,7 @@ class Settings:
     http_port: int
     grpc_port: int
     metrics_port: int
+    openai_port: int
     grace_seconds: float
     termination_log: Path
 
@@ -111,12 +114,13 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
     from multimodal_server.answers import Responder  # noqa: PLC0415
     from multimodal_server.engine import open_engine  # noqa: PLC0415
     from multimodal_server.metrics import Metrics, MetricsServer  # noqa: PLC0415
+    from multimodal_server.openai import OpenAiPort  # noqa: PLC0415
     from multimodal_server.triton import Addresses, Triton, check_port, free_port  # noqa: PLC0415
 
     clock = _Clock()
     clock.note("imports")
     engine = open_engine(settings.engine)
-    for name in ("http_port", "grpc_port", "metrics_port"):
+    for name in ("http_port", "grpc_port", "metrics_port", "openai_port"):
         check_port(settings.http_address, getattr(settings, name), name=name)
     metrics = Metrics()
     addresses = Addresses(settings.http_address, settings.http_port, settings.grpc_port, free_port())
@@ -127,6 +131,13 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
     triton.start()
     clock.note("triton")
     responder = Responder(engine, worker, metrics)
+    openai = OpenAiPort(
+        responder,
+        model=settings.model_name,
+        version=version(DISTRIBUTION),
+        address=settings.http_address,
+        port=settings.openai_port,
+    )
     publish = partial(
         triton.publish,
         settings.model_name,
@@ -144,6 +155,7 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
         triton.open()
         loaded, end = end, _wait_for(_Published, events)
     if isinstance(end, _Published):
+        openai.start()
         clock.note("ready")
         LOG.info(
             "ready",
@@ -163,7 +175,10 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
         triton.discard()
         return end
     LOG.info("stopping: no new requests, finishing those that run")
+    stopping = threading.Thread(target=openai.stop, args=(settings.grace_seconds,), name="stop")
+    stopping.start()
     triton.stop()
+    stopping.join()
     worker.stop()
     page.close()
     LOG.info("stopped")
@@ -239,7 +254,7 @@ def _leave_word(failure: Failure, path: Path) -> None:
 
 
 def _settings() -> Settings:
-    parser = argparse.ArgumentParser(PROGRAM, description="Serve one engine with Triton.")
+    parser = argparse.ArgumentParser(PROGRAM, description="Serve one engine with Triton and OpenAI's API.")
     parser.add_argument("--engine", type=Path, required=True, help="folder with manifest.json")
     parser.add_argument("--model-name", required=True, help="name of the model on the wire")
     parser.add_argument("--model-version", type=int, default=1, help="version of the model on the wire")
@@ -247,6 +262,7 @@ def _settings() -> Settings:
     parser.add_argument("--http-port", type=int, default=8000, help="KServe v2 over HTTP")
     parser.add_argument("--grpc-port", type=int, default=8001, help="KServe v2 over gRPC")
     parser.add_argument("--metrics-port", type=int, default=8002, help="Prometheus metrics")
+    parser.add_argument("--openai-port", type=int, default=9000, help="OpenAI's chat completions over HTTP")
     parser.add_argument(
         "--grace-seconds", type=float, default=25.0, help="how long running requests may go on after SIGTERM"
     )

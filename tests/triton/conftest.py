@@ -38,6 +38,7 @@ class Server:
     http: str
     grpc: str
     metrics: str
+    openai: str
     client: Client = field(init=False)
     # Triton's Python backend loads the interpreter's shared library by the loader's path.
     environment: ClassVar = os.environ | {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")}
@@ -86,13 +87,14 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path],
     def start_one(engine: Path) -> Server:
         folder = tmp_path_factory.mktemp("server")
         (folder / "termination-log").touch()
-        http, grpc, metrics = free_port(), free_port(), free_port()
+        http, grpc, metrics, openai = (free_port() for _ in range(4))
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "multimodal_server.main", "--engine", str(engine), "--model-name", "tiny"),
                     *("--http-address", "127.0.0.1", "--http-port", str(http), "--grpc-port", str(grpc)),
                     *("--metrics-port", str(metrics), "--termination-log", str(folder / "termination-log")),
+                    *("--openai-port", str(openai)),
                     *("--grace-seconds", str(END_SECONDS / 2)),
                 ],
                 stdout=log,
@@ -100,7 +102,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path],
                 env=Server.environment,
             )
         server = Server(
-            folder, process, f"127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics"
+            folder,
+            process,
+            f"127.0.0.1:{http}",
+            f"grpc://127.0.0.1:{grpc}",
+            f"http://127.0.0.1:{metrics}/metrics",
+            f"http://127.0.0.1:{openai}",
         )
         servers.append(server)
         return server

@@ -1,0 +1,163 @@
+"""From OpenAI's chat request to a question, and from pieces of answers to its responses."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from multimodal_api.worker_protocol import FinishReason, Sampling
+from multimodal_recipes.images import decode
+from multimodal_server.openai_schema import Logprobs, TextPart, TokenLogprob, TopLogprob
+from multimodal_server.questions import Names, Question, Said, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from multimodal_api.engine import Limits
+    from multimodal_recipes.tokenizer import Tokenizer
+    from multimodal_server.openai_schema import ChatRequest, Finish, Message, Part
+    from multimodal_server.questions import Frames
+    from multimodal_server.replies import Piece
+
+NAMES: Final = Names("messages", "messages", "max_completion_tokens")
+TINY_NUCLEUS: Final = 1e-6
+"""What a `top_p` of 0 means here: the best token alone. The worker's 0 is no bound."""
+_DATA_URI: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[^;,]*)*;base64,(.*)", re.DOTALL)
+_SYSTEM: Final = frozenset({"system", "developer"})
+
+
+def read_chat(request: ChatRequest, limits: Limits) -> Question:
+    """Make a question of a request whose fields have been checked one by one.
+
+    Raises:
+        ProductError: the messages are no conversation, a picture cannot be read, or a limit of the engine is exceeded.
+    """
+    length = request.max_completion_tokens or request.max_tokens
+    if length is not None and length > limits.max_output_len:
+        raise refuse(
+            NAMES.length,
+            f"is {length} (spec.limits.maxOutputLen is {limits.max_output_len})",
+            f"ask for at most {limits.max_output_len}, or leave it out",
+        )
+    copies = request.n or 1
+    if copies > limits.max_batch_size:
+        raise refuse(
+            "n",
+            f"is {copies} (spec.limits.maxBatchSize is {limits.max_batch_size})",
+            f"ask for at most {limits.max_batch_size}",
+        )
+    if request.top_logprobs is not None and not request.logprobs:
+        raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
+    stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    return Question(
+        turns=tuple(_turns(request.messages)),
+        sampling=_sampling(request),
+        max_output_len=length,
+        names=NAMES,
+        copies=copies,
+        stops=stops,
+        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+    )
+
+
+def finish_reason(reason: FinishReason | None) -> Finish:
+    """Say why a whole answer ended."""
+    return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+def logprobs(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Logprobs | None:
+    """Describe the tokens of some pieces, where the request asks for it."""
+    scored = [pair for piece in pieces for pair in zip(piece.token_ids, piece.scores, strict=False)]
+    if not scored:
+        return None
+
+    def described(token: int, logprob: float) -> TopLogprob:
+        text = tokenizer.token_text(token)
+        return TopLogprob(token=text, logprob=logprob, bytes=list(text.encode()))
+
+    return Logprobs(
+        content=[
+            TokenLogprob(
+                **described(token, score.logprob).model_dump(),
+                top_logprobs=[described(other, value) for other, value in score.top],
+            )
+            for token, score in scored
+        ]
+    )
+
+
+def _sampling(request: ChatRequest) -> Sampling:
+    return Sampling(
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else max(request.top_p, TINY_NUCLEUS),
+        top_k=request.top_k or 0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        seed=secrets.randbits(63) if request.seed is None else request.seed,
+    )
+
+
+def _turns(messages: list[Message]) -> Iterator[Said]:
+    """Pair what the user said with what was answered.
+
+    The template's own system part was part of the training and stays; a system message stands in front of what the user
+    says first.
+    """
+    asked: tuple[str | Frames, ...] | None = None
+    system = ""
+    for number, message in enumerate(messages):
+        at = f"messages[{number}]"
+        if message.role in _SYSTEM:
+            if asked is not None or number:
+                raise refuse(at, "is a system message behind others", "give one system message, in front")
+            system = _text(message, at) + "\n\n"
+        elif message.role == "user":
+            if asked is not None:
+                raise refuse(at, "is the second user message in a row", "join them in one message, as parts")
+            asked = (*((system,) if system else ()), *_content(message, at))
+            system = ""
+        else:
+            if asked is None:
+                raise refuse(at, "is an answer to nothing", "let user and assistant take turns, the user first")
+            yield Said(asked, _text(message, at))
+            asked = None
+    if asked is None:
+        raise refuse(f"messages[{len(messages) - 1}]", "is not the user's", "end with a user message")
+    yield Said(asked)
+
+
+def _text(message: Message, at: str) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    if not all(isinstance(part, TextPart) for part in message.content):
+        raise refuse(at, f"is a {message.role} message with a picture", "give pictures in user messages")
+    return "".join(part.text for part in message.content if isinstance(part, TextPart))
+
+
+def _content(message: Message, at: str) -> tuple[str | Frames, ...]:
+    parts: list[Part] | str = message.content
+    content = (
+        (parts,) if isinstance(parts, str) else tuple(_part(part, f"{at}.content[{i}]") for i, part in enumerate(parts))
+    )
+    if not any(not isinstance(part, str) or part.strip() for part in content):
+        raise refuse(at, "is empty", "send a question")
+    return content
+
+
+def _part(part: Part, at: str) -> str | Frames:
+    if isinstance(part, TextPart):
+        return part.text
+    at = f"{at}.image_url.url"
+    found = _DATA_URI.fullmatch(part.image_url.url)
+    if found is None:
+        raise refuse(
+            at, "is no data URI, and this server fetches nothing", "send the picture itself: data:image/png;base64,..."
+        )
+    try:
+        data = base64.b64decode(found[1], validate=True)
+    except (binascii.Error, ValueError):
+        raise refuse(at, "is not valid base64", "encode the file's bytes as base64, without line breaks") from None
+    return decode(data, at=at)[None]

@@ -1,0 +1,309 @@
+"""The OpenAI port over real HTTP, with a worker that answers by script."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+import numpy as np
+import pytest
+from PIL import Image
+
+from multimodal_api.engine import Manifest
+from multimodal_api.errors import Failure
+from multimodal_api.reasons import Reason
+from multimodal_api.worker_protocol import Done, FinishReason, Generate, Refused, Timing, Tokens, TokenScore
+from multimodal_recipes.tokenizer import Tokenizer
+from multimodal_server.answers import Responder
+from multimodal_server.engine import ServedEngine
+from multimodal_server.metrics import Metrics
+from multimodal_server.openai import OpenAiPort
+from multimodal_server.triton import free_port
+from multimodal_server.worker_client import WorkerClient
+from tests.support.tiny_engine import IMAGE_SIZE, RECIPE, TOKENS_PER_IMAGE, build_inputs
+from tests.support.tiny_tokenizer import write_tokenizer
+
+TIMING = Timing(queue=0, encode=0, generate=0)
+
+
+class Scripted:
+    """Says one text, a token at a time."""
+
+    def __init__(self, tokenizer: Tokenizer, text: str) -> None:
+        self.ids = tokenizer.encode((text,)).ids
+        self.requests: list[Generate] = []
+        self.buffers: list[bytes] = []
+        self.cancelled: list[int] = []
+        self.refusal: Failure | None = None
+        self.asked = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def next_id(self) -> int:
+        return len(self.requests) + 1
+
+    def begin(self, request: Generate, buffers: Sequence[memoryview], tell: Callable[[Any], None]) -> None:
+        self.requests.append(request)
+        self.asked.set()
+        self.buffers.extend(bytes(buffer) for buffer in buffers)
+        threading.Thread(target=self._say, args=(request, tell), daemon=True).start()
+
+    def _say(self, request: Generate, tell: Callable[[Any], None]) -> None:
+        me = request.request_id
+        if self.refusal is not None:
+            tell(Refused(request_id=me, failure=self.refusal))
+            return
+        for number, token in enumerate(self.ids[: request.max_new_tokens]):
+            if number == 2:
+                self.gate.wait(10)
+            scores = () if request.top_logprobs is None else (TokenScore(logprob=-0.5, top=((token, -0.5),)),)
+            tell(Tokens(request_id=me, token_ids=(token,), scores=scores))
+        tell(Done(request_id=me, reason=FinishReason.LENGTH, timing=TIMING))
+
+    def end(self, request_id: int, *, cancel: bool) -> None:
+        if cancel:
+            self.cancelled.append(request_id)
+
+
+class Port:
+    """A client of one port."""
+
+    def __init__(self, port: OpenAiPort, worker: Scripted, session: aiohttp.ClientSession, url: str) -> None:
+        self.port, self.worker, self.session, self.url = port, worker, session, url
+
+    async def ask(self, **fields: Any) -> tuple[int, Any]:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "what?"}], "temperature": 0} | fields
+        async with self.session.post(f"{self.url}/v1/chat/completions", json=body) as response:
+            return response.status, await response.json()
+
+    async def stream(self, **fields: Any) -> list[Any]:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "what?"}], "temperature": 0, "stream": True}
+        async with self.session.post(f"{self.url}/v1/chat/completions", json=body | fields) as response:
+            assert response.content_type == "text/event-stream"
+            lines = [line async for line in response.content]
+        events = [line.removeprefix(b"data: ").strip() for line in lines if line.strip()]
+        assert events.pop() == b"[DONE]"
+        return [json.loads(event) for event in events]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> ServedEngine:
+    write_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", add_bos=False)
+    manifest = Manifest.model_construct(inputs=build_inputs())
+    return ServedEngine(manifest, RECIPE, tokenizer, frozenset({2, 4}))
+
+
+@pytest.fixture
+async def port(engine: ServedEngine) -> AsyncIterator[Port]:
+    worker, number = Scripted(engine.tokenizer, " a red circle "), free_port()
+    responder = Responder(engine, cast("WorkerClient", worker), Metrics())
+    opened = OpenAiPort(responder, model="tiny", version="1.2", address="127.0.0.1", port=number)
+    opened.start()
+    async with aiohttp.ClientSession() as session:
+        yield Port(opened, worker, session, f"http://127.0.0.1:{number}")
+    await asyncio.to_thread(opened.stop, 1)
+
+
+def picture(kind: str = "PNG") -> str:
+    file = io.BytesIO()
+    Image.fromarray(np.full((40, 60, 3), 255, np.uint8)).save(file, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def user(*parts: Any) -> dict[str, Any]:
+    return {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": part[5:]}
+            if part.startswith("text:")
+            else {"type": "image_url", "image_url": {"url": part}}
+            for part in parts
+        ],
+    }
+
+
+async def test_a_question_about_a_picture(port: Port, engine: ServedEngine) -> None:
+    status, body = await port.ask(messages=[user(picture(), "text:what is it?")], max_tokens=40)
+    assert status == 200
+    (choice,) = body["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "a red circle"}
+    assert choice["finish_reason"] == "length"
+    (request,) = port.worker.requests
+    assert request.media[0].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert request.sampling.greedy
+    assert request.max_new_tokens == 40
+    assert body["usage"] == {
+        "prompt_tokens": len(request.token_ids),
+        "completion_tokens": len(port.worker.ids),
+        "total_tokens": len(request.token_ids) + len(port.worker.ids),
+    }
+    assert "what is it?" in engine.tokenizer.decode(
+        request.token_ids[request.media[0].spans[0].start + TOKENS_PER_IMAGE :]
+    )
+    assert port.worker.cancelled == []
+
+
+async def test_a_conversation(port: Port, engine: ServedEngine) -> None:
+    said = [
+        {"role": "system", "content": "be short"},
+        user("text:one"),
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ]
+    assert (await port.ask(messages=said))[0] == 200
+    text = engine.tokenizer.decode(port.worker.requests[0].token_ids)
+    assert [text.index(word) for word in ("be short", "one", "two", "three")] == sorted(
+        text.index(word) for word in ("be short", "one", "two", "three")
+    )
+
+
+async def test_a_stream(port: Port) -> None:
+    events = await port.stream(stream_options={"include_usage": True})
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(choice["delta"]["content"] for event in events for choice in event["choices"]) == "a red circle"
+    assert [choice.get("finish_reason") for event in events for choice in event["choices"]][-1] == "length"
+    assert len({event["id"] for event in events}) == 1
+    assert events[-1]["choices"] == []
+    assert events[-1]["usage"]["completion_tokens"] == len(port.worker.ids)
+
+
+async def test_a_client_that_goes_away_ends_the_work(port: Port) -> None:
+    port.worker.gate.clear()
+    asking = asyncio.create_task(port.ask())
+    await asyncio.to_thread(port.worker.asked.wait, 10)
+    asking.cancel()
+    for _ in range(200):
+        if port.worker.cancelled:
+            break
+        await asyncio.sleep(0.02)
+    assert port.worker.cancelled == [1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_several_answers_have_seeds_of_their_own(port: Port, *, stream: bool) -> None:
+    fields: dict[str, Any] = {"n": 3, "temperature": 1, "seed": 7}
+    if stream:
+        texts = ["", "", ""]
+        for event in await port.stream(**fields):
+            for choice in event["choices"]:
+                texts[choice["index"]] += choice["delta"]["content"]
+    else:
+        _, body = await port.ask(**fields)
+        texts = [choice["message"]["content"] for choice in body["choices"]]
+    assert texts == ["a red circle"] * 3
+    assert sorted(request.sampling.seed for request in port.worker.requests) == [7, 8, 9]
+
+
+async def test_greedy_answers_are_computed_once(port: Port) -> None:
+    _, body = await port.ask(n=4)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    assert len(port.worker.requests) == 1
+
+
+async def test_parameters_reach_the_worker(port: Port) -> None:
+    await port.ask(
+        temperature=0.5, top_p=0.25, top_k=9, seed=3, frequency_penalty=1.5, presence_penalty=-1, logprobs=True
+    )
+    request = port.worker.requests[0]
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (0.5, 0.25, 9, 3)
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (1.5, -1)
+    assert request.top_logprobs == 0
+    await port.ask(temperature=None)
+    free = port.worker.requests[1].sampling
+    assert (free.temperature, free.top_p, free.top_k, free.greedy) == (1, 1, 0, False)
+
+
+async def test_log_probabilities(port: Port, engine: ServedEngine) -> None:
+    _, body = await port.ask(logprobs=True, top_logprobs=1)
+    content = body["choices"][0]["logprobs"]["content"]
+    assert [entry["token"] for entry in content] == [engine.tokenizer.token_text(token) for token in port.worker.ids]
+    assert {entry["logprob"] for entry in content} == {-0.5}
+    assert content[0]["top_logprobs"][0]["token"] == content[0]["token"]
+    assert bytes(content[0]["bytes"]).decode() == content[0]["token"]
+
+
+async def test_a_stop_ends_the_answer_and_the_work(port: Port) -> None:
+    _, body = await port.ask(stop=["circle", "x"])
+    assert body["choices"][0]["message"]["content"] == "a red"
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert port.worker.cancelled == [1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages[0]", "answer to nothing"),
+        ({"messages": [user("text:a"), user("text:b")]}, "messages[1]", "second user message"),
+        ({"messages": [user("text:a"), {"role": "assistant", "content": "b"}]}, "messages[1]", "not the user's"),
+        ({"messages": [user("text: ")]}, "messages[0]", "empty"),
+        ({"messages": [user("https://example.org/a.png")]}, "messages[0].content[0].image_url.url", "fetches nothing"),
+        ({"messages": [user("data:image/png;base64,*")]}, "messages[0].content[0].image_url.url", "not valid base64"),
+        ({"messages": [user("data:image/png;base64,aGk=")]}, "messages[0].content[0].image_url.url", "no picture"),
+        ({"messages": [user("text:" + "x " * 500)]}, "messages", "maxInputLen"),
+        ({"max_tokens": 1000}, "max_completion_tokens", "maxOutputLen is 64"),
+        ({"n": 100}, "n", "maxBatchSize is 4"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"top_logprobs": 3}, "top_logprobs", "without logprobs"),
+        ({"tools": []}, "tools", "not permitted"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_refusals_name_the_field(
+    port: Port, fields: dict[str, Any], param: str, words: str, *, stream: bool
+) -> None:
+    status, body = await port.ask(stream=stream, **fields)
+    assert status == 400
+    assert body["error"]["type"] == "invalid_request_error"
+    assert body["error"]["param"] == param
+    assert words in body["error"]["message"]
+    assert port.worker.requests == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_full_queue_says_when_to_come_again(port: Port, *, stream: bool) -> None:
+    port.worker.refusal = Failure(reason=Reason.SERVER_BUSY, at="queue", problem="full", remedy="later")
+    body = {"model": "tiny", "messages": [user("text:x")], "stream": stream}
+    async with port.session.post(f"{port.url}/v1/chat/completions", json=body) as response:
+        assert response.status == 429
+        assert response.headers["Retry-After"] == "1"
+        assert (await response.json())["error"]["code"] == "ServerBusy"
+
+
+async def test_what_else_is_there(port: Port) -> None:
+    async def get(path: str) -> tuple[int, Any]:
+        async with port.session.get(port.url + path) as response:
+            return response.status, await response.json()
+
+    assert (await get("/v1/models"))[1]["data"][0]["id"] == "tiny"
+    assert (await get("/v1/models/tiny"))[0] == 200
+    assert (await get("/v1/models/other"))[0] == 404
+    assert await get("/health") == (200, {"status": "ok"})
+    assert await get("/version") == (200, {"version": "1.2"})
+    document = (await get("/openapi.json"))[1]
+    assert set(document["paths"]) == {"/v1/chat/completions", "/v1/models", "/health", "/version"}
+    status, body = await get("/nothing")
+    assert (status, body["error"]["type"]) == (404, "invalid_request_error")
+    status, body = await port.ask(model="other")
+    assert (status, body["error"]["code"]) == (404, "Not Found")
+
+
+async def test_stopping_lets_the_running_end_and_takes_no_more(port: Port) -> None:
+    port.worker.gate.clear()
+    asking = asyncio.create_task(port.ask())
+    await asyncio.to_thread(port.worker.asked.wait, 10)
+    stopping = asyncio.create_task(asyncio.to_thread(port.port.stop, 10))
+    await asyncio.sleep(0.1)
+    assert (await port.ask())[0] == 503
+    port.worker.gate.set()
+    assert (await asking)[0] == 200
+    await stopping
