@@ -22,11 +22,18 @@ from support.states import State, saved
 
 LAYER: Final = re.compile(r"(.*\.decoder\.layers\.)(\d+)\.(.*)")
 
-FAN_OUT: Final = ("word_embeddings.weight", "output_layer.weight", "linear_qkv.weight", "linear_qkv.bias")
+FAN_OUT: Final = (
+    *("word_embeddings.weight", "output_layer.weight", "linear_qkv.weight", "linear_qkv.bias"),
+    # NeMo's adapters: the inner layer of those that fan out is cut by rank, the outer one always by its outputs.
+    *("lora_kqv_adapter.linear_in.weight", "lora_hto4h_adapter.linear_in.weight", "linear_out.weight"),
+)
 """Ends of names of tensors whose rows the ranks share."""
-FAN_IN: Final = ("linear_proj.weight", "linear_fc2.weight")
+FAN_IN: Final = (
+    *("linear_proj.weight", "linear_fc2.weight"),
+    *("lora_dense_attention_adapter.linear_in.weight", "lora_4htoh_adapter.linear_in.weight"),
+)
 """Ends of names of tensors whose columns they share."""
-GATED: Final = ("linear_fc1.weight", "linear_fc1.bias")
+GATED: Final = ("linear_fc1.weight", "linear_fc1.bias", "lora_hto4h_adapter.linear_out.weight")
 """Each rank holds its part of the gate, then its part of the other half."""
 
 

@@ -121,6 +121,26 @@ def test_ranks_are_merged(tmp_path: Path, state: State, tensor: int, pipeline: i
         assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
 
 
+def test_adapters_of_several_ranks_are_merged(tmp_path: Path, state: State) -> None:
+    chance = torch.Generator().manual_seed(5)
+    shapes = {
+        "self_attention.adapter_layer.lora_kqv_adapter": (96, 192),
+        "self_attention.adapter_layer.lora_dense_attention_adapter": (96, 96),
+        "mlp.adapter_layer.lora_hto4h_adapter": (96, 512),
+        "mlp.adapter_layer.lora_4htoh_adapter": (256, 96),
+    }
+    adapted = dict(state)
+    for layer, (name, (inputs, outputs)) in product(range(LAYERS), shapes.items()):
+        adapter = f"model.decoder.layers.{layer}.{name}"
+        adapted[f"{adapter}.linear_in.weight"] = torch.randn(4, inputs, generator=chance)
+        adapted[f"{adapter}.linear_out.weight"] = torch.randn(outputs, 4, generator=chance)
+    expected = convert(ckpt(adapted).write(tmp_path), tmp_path / "expected")
+    archive = forms.as_ranks(Archive.read(CLASSIC), adapted, tensor=2, pipeline=2, layers=LAYERS)
+    found = convert(archive.write(tmp_path, "ranks.nemo"), tmp_path / "out")
+    assert same(found, expected)
+    assert not same(found, convert(ckpt(state).write(tmp_path), tmp_path / "without"))
+
+
 def test_a_tied_head_in_the_last_stage_is_the_embedding(tmp_path: Path, state: State) -> None:
     """Megatron keeps a copy of a tied embedding where the head is computed."""
     tied = state | {"model.output_layer.weight": state["model.embedding.word_embeddings.weight"]}
