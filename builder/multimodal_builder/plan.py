@@ -67,8 +67,6 @@ def make_plan(sources: Sources[ModelConfig], family: Family, llm_type: LlmType) 
     Returns:
         The plan and no problems, or no plan and all problems.
     """
-    if family not in checks.FAMILY:
-        return None, [_unsupported(family)]
     problems = list(checks.check_config(sources, family, llm_type))
     sources = attempt(lambda: merged(sources), problems) or sources
     tokenizer = None if problems else attempt(lambda: _tokenizer(sources, family), problems)
@@ -88,15 +86,6 @@ def attempt(step: Callable[[], _Result], problems: list[Failure]) -> _Result | N
     except ProductError as error:
         problems.append(error.failure)
         return None
-
-
-def _unsupported(family: Family) -> Failure:
-    return Failure(
-        reason=Reason.UNSUPPORTED_MODEL,
-        at="spec.model",
-        problem=f"type {family} is not implemented",
-        remedy=f"this version builds {', '.join(checks.FAMILY)}",
-    )
 
 
 def merged(sources: Sources[TunedT]) -> Sources[TunedT]:

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
+from multimodal_builder.checkpoints.speech_config import SpeechSection
+from multimodal_builder.salm import prompt_template as salm_template
 from multimodal_builder.sentencepiece_tokenizer import convert_sentencepiece
 from multimodal_builder.templates import CONVERSATIONS, SEQUENCE_MARKS, media_marks, prompt_template
 from multimodal_builder.tokenizer import SAMPLES, ConvertedTokenizer, Usage
+from multimodal_recipes.prompt import MediaSlot, Medium, Turn, render
 from multimodal_recipes.tokenizer import TOKENIZER_NAME, Tokenizer
 
 if TYPE_CHECKING:
@@ -89,6 +92,20 @@ def test_prompts_have_the_ids_of_training(options: dict[str, Any], template: str
     converted = convert(train(**options), template, start_end=start_end)
     assert (converted.vocab_size, converted.bos, converted.eos) == (330, 1, 2)
     assert converted.prompt_tokens > 0
+
+
+@pytest.mark.parametrize("options", [LLAMA, NVGPT], ids=["llama", "nvgpt"])
+def test_a_question_behind_a_sound_has_the_ids_of_training(options: dict[str, Any], tmp_path: Path) -> None:
+    """Training tokenises the question alone: it begins as a text does, although rows stand in front of it."""
+    data, template = train(**options), salm_template(SpeechSection(), "x.nemo")
+    converted = convert_sentencepiece(data, Usage(template=template, marks=None, positions=2048), at="x.nemo")
+    path = tmp_path / TOKENIZER_NAME
+    path.write_bytes(converted.files[TOKENIZER_NAME])
+    asked = Turn((Medium((MediaSlot(5),)), "how many?"))
+    prompt = Tokenizer(path, add_bos=False).encode(render(converted.template, (asked,)))
+    wanted = sentencepiece.SentencePieceProcessor(model_proto=data).encode("Q: how many?\nA:")
+    assert (list(prompt.ids[5:]), prompt.media[0].start) == (wanted, 0)
+    assert converted.media_patch is None
 
 
 @pytest.fixture(scope="module", params=[LLAMA, NVGPT], ids=["llama", "nvgpt"])
