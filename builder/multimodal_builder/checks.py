@@ -9,6 +9,7 @@ from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
 from multimodal_builder.checkpoints.config import CONFIG_NAME, LanguageConfig, ModelConfig
 from multimodal_builder.components import is_language
+from multimodal_builder.language_folder import KINDS
 from multimodal_builder.mappings.architectures import fitting_types, nearest
 from multimodal_builder.templates import CONVERSATIONS
 from multimodal_builder.video import ALL_FRAMES, LITA_LAYOUTS
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from multimodal_api.engine import TokenLimits
     from multimodal_api.families import LlmType
     from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
+    from multimodal_builder.mappings.language_model import LanguageModel
     from multimodal_builder.tower_config import TowerConfig
 
 
@@ -230,8 +232,23 @@ def check_apart(language: Checkpoint[LanguageConfig], llm_type: LlmType) -> Iter
 
 
 def _check_language(language: Checkpoint[LanguageConfig], llm_type: LlmType) -> Iterator[Failure]:
+    if language.ready is not None:
+        yield from _check_ready(language.ready, llm_type, language.config_at)
+        return
     yield from _broken(DECODER, language.config, language.config_at)
     yield from _check_llm_type(language, llm_type)
+
+
+def _check_ready(model: LanguageModel, llm_type: LlmType, at: str) -> Iterator[Failure]:
+    """Require that a model of transformers is one of the type's."""
+    types = KINDS[model.config["model_type"]].types
+    if llm_type not in types:
+        yield Failure(
+            reason=Reason.CHECKPOINT_CONFIG,
+            at=f"{at}: model_type",
+            problem=f"is {model.config['model_type']!r}, which is no llmType {llm_type}",
+            remedy=f"set spec.model.llmType to {' or '.join(types)}",
+        )
 
 
 def _broken(rules: tuple[ConfigRule[_Config_contra], ...], config: _Config_contra, at: str) -> Iterator[Failure]:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from multimodal_api.errors import Failure, ProductError
 from multimodal_api.families import Family, LlmType
-from multimodal_api.logs import FIELDS
 from multimodal_api.reasons import Reason
-from multimodal_builder.checkpoints.config import LanguageConfig, config_error
+from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.huggingface import CONFIG_NAME, PREPROCESSOR_NAME, HuggingFaceFolder
 from multimodal_builder.components import Component
 from multimodal_builder.folder_tokenizer import read_folder_tokenizer
+from multimodal_builder.language_folder import KINDS, describe
 from multimodal_builder.mappings import projector, vit
-from multimodal_builder.mappings.base import Ignore, Rename, interpret
-from multimodal_builder.mappings.llama import LLAMA, MISTRAL
-from multimodal_builder.plan import Plan, check_accounts
+from multimodal_builder.mappings.base import Rename, interpret
+from multimodal_builder.plan import Plan, check_accounts, require_rows
 from multimodal_builder.preprocessor import read_preprocessing
 from multimodal_builder.tower_config import TYPES, validated
 from multimodal_builder.towers import Tower
@@ -42,12 +41,13 @@ if TYPE_CHECKING:
     from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
     from multimodal_builder.checkpoints.tensors import TensorInfo, TensorSource
     from multimodal_builder.folder_tokenizer import FolderTokenizer
-    from multimodal_builder.mappings.base import Rule
-    from multimodal_builder.mappings.language_model import Architecture, LanguageModel
+    from multimodal_builder.mappings.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
 
 MODEL_TYPE: Final = "llava"
+LANGUAGES: Final = tuple(name for name, kind in KINDS.items() if LlmType.LLAMA in kind.types)
+"""`model_type` of the language models that are taken."""
 LANGUAGE: Final = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
@@ -59,29 +59,6 @@ TOWERS: Final = ("vision_tower.", "model.vision_tower.")
 PROJECTORS: Final = ("multi_modal_projector.", "model.multi_modal_projector.")
 PROJECTED: Final = {"linear_1": "0", "linear_2": "2"}
 """transformers' names of the projector's layers, and their places in a sequence; 1 is the activation."""
-DROPPED: Final = ("auto_map", "_name_or_path", "torch_dtype", "dtype")
-"""Keys of a configuration that are not taken over: code is never loaded, and the type is that of the weights."""
-
-_Size = Annotated[int, Field(ge=1, le=10_000_000)]
-
-
-class _Text(BaseModel):
-    """`text_config`; absent keys have the defaults of transformers' class."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-    model_type: str
-    hidden_size: _Size = 4096
-    intermediate_size: _Size
-    num_hidden_layers: _Size = 32
-    num_attention_heads: _Size = 32
-    num_key_value_heads: _Size | None = None
-    head_dim: _Size | None = None
-    max_position_embeddings: _Size
-    rms_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    tie_word_embeddings: bool | None = None
 
 
 class _Llava(BaseModel):
@@ -99,19 +76,6 @@ class _Llava(BaseModel):
     tie_word_embeddings: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    architecture: Architecture
-    defaults: Mapping[str, int]
-
-
-_KINDS: Final = {
-    "llama": _Kind(LLAMA, {"intermediate_size": 11008, "max_position_embeddings": 2048}),
-    "mistral": _Kind(
-        MISTRAL, {"intermediate_size": 14336, "max_position_embeddings": 131072, "num_key_value_heads": 8}
-    ),
-}
-"""By `model_type` of the language model: its class, and those of its defaults that differ among classes."""
 _STRATEGIES: Final = {"default": (FeatureSelect.PATCH, 1), "full": (FeatureSelect.CLS_PATCH, 0)}
 """transformers drops the first token for `default`, whether the tower has a class token or not."""
 
@@ -201,7 +165,7 @@ def _check(config: _Llava, at: str) -> None:
         ("projector_hidden_act", config.projector_hidden_act, ("gelu",)),
         ("multimodal_projector_bias", config.multimodal_projector_bias, (True,)),
         ("vision_feature_select_strategy", config.vision_feature_select_strategy, tuple(_STRATEGIES)),
-        ("text_config.model_type", config.text_config.get("model_type", "llama"), tuple(_KINDS)),
+        ("text_config.model_type", config.text_config.get("model_type", "llama"), LANGUAGES),
         ("vision_config.model_type", config.vision_config.get("model_type", "clip_vision_model"), tuple(TYPES)),
     )
     for key, found, allowed in pairs:
@@ -235,63 +199,23 @@ def _tower(
 def _language_model(
     config: _Llava, infos: Mapping[str, TensorInfo], tokenizer: FolderTokenizer, at: str
 ) -> LanguageModel:
-    """Describe the language model: sizes by its configuration, padding by its weights.
-
-    Raises:
-        ProductError: a key is missing or wrong, or the tokenizer is larger than the embedding.
-    """
-    kind = _KINDS[config.text_config.get("model_type", "llama")]
-    text = validated(_Text, {"model_type": "llama", **kind.defaults, **config.text_config}, f"{at}: text_config")
-    if text.attention_bias != text.mlp_bias:
-        raise config_error(f"{at}: text_config.mlp_bias", "differs from attention_bias", "use another model")
-    embedding = next((info for name, info in infos.items() if name.endswith("embed_tokens.weight")), None)
-    rows = embedding.shape[0] if embedding is not None and embedding.shape else 0
-    if rows < tokenizer.converted.vocab_size:
-        raise ProductError(
-            Reason.CHECKPOINT_WEIGHTS,
-            at=f"{at}: text_config.vocab_size",
-            problem=f"an embedding of {rows} rows for a tokenizer of {tokenizer.converted.vocab_size} tokens",
-            remedy="copy the whole model there, with its own tokenizer",
-        )
-    tied = config.tie_word_embeddings if text.tie_word_embeddings is None else text.tie_word_embeddings
-    language = LanguageConfig.model_validate({
-        "num_layers": text.num_hidden_layers,
-        "hidden_size": text.hidden_size,
-        "ffn_hidden_size": text.intermediate_size,
-        "num_attention_heads": text.num_attention_heads,
-        "num_query_groups": text.num_key_value_heads,
-        "kv_channels": text.head_dim,
-        "encoder_seq_length": text.max_position_embeddings,
-        "layernorm_epsilon": text.rms_norm_eps,
-        "normalization": "rmsnorm",
-        "activation": "fast-swiglu",
-        "position_embedding_type": "rope",
-        "bias": text.attention_bias,
-        "share_embeddings_and_output_weights": tied,
-        "tokenizer": {"library": "huggingface"},
-    })  # fmt: skip
-    built = kind.architecture.build(language, rows=rows)
-    if dropped := sorted(set(DROPPED[:1]) & {*config.text_config, *config.vision_config}):
-        log.info("left out", extra={FIELDS: {"keys": dropped, "because": "code of a model is never run"}})
-    carried = {key: value for key, value in config.text_config.items() if key not in DROPPED}
-    own = {"architectures": [kind.architecture.name], "vocab_size": rows, "tie_word_embeddings": tied}
-    return replace(built, config={"model_type": "llama", **carried, **own})
+    own = {name: info for name, info in infos.items() if name.startswith(tuple(LANGUAGE))}
+    inherited = {"model_type": "llama", "tie_word_embeddings": config.tie_word_embeddings}
+    names = {name: _renamed(name) for name in own}
+    model = describe(inherited | config.text_config, own, names, at=f"{at}: text_config")
+    require_rows(model.rows, tokenizer.converted.vocab_size, at=f"{at}: text_config.vocab_size")
+    return model
 
 
 def _llm(
     model: LanguageModel, tokenizer: FolderTokenizer, tensors: TensorSource, infos: Mapping[str, TensorInfo]
 ) -> Component:
     own = {name: info for name, info in infos.items() if name.startswith(tuple(LANGUAGE))}
-    rules: tuple[Rule, ...] = (
-        Ignore("*.rotary_emb.inv_freq", why="computed from the configuration"),
-        *([Ignore("*lm_head.weight", why="the embedding once more")] if model.tied else []),
-        *(Rename(name, _renamed(name)) for name in own),
-    )
     ids = {"bos_token_id": tokenizer.converted.bos, "eos_token_id": tokenizer.converted.eos}
     return Component(
         LLM_DIR,
         tensors,
-        interpret(rules, own, model.parameters),
+        interpret(model.rules, own, model.parameters),
         {
             "config.json": model.config | ids,
             "generation_config.json": ids | {"do_sample": False},

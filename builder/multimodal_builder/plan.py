@@ -154,6 +154,9 @@ def build_language_model(
     Raises:
         ProductError: there is no embedding, or it is smaller than the tokenizer.
     """
+    if checkpoint.ready is not None:
+        require_rows(checkpoint.ready.rows, tokenizer.vocab_size, at=f"{checkpoint.config_at}: vocab_size")
+        return checkpoint.ready
     return nearest(checkpoint.config, llm_type).build(
         checkpoint.config,
         rows=_embedding_rows(checkpoint, tokenizer.vocab_size),
@@ -167,15 +170,24 @@ def _embedding_rows(checkpoint: Checkpoint[LanguageConfig], vocab_size: int) -> 
     Raises:
         ProductError: there is no embedding, or it is smaller than the tokenizer.
     """
-    rows = _rows(checkpoint, megatron.EMBEDDING)
-    if rows is None or rows < vocab_size:
+    rows = _rows(checkpoint, megatron.EMBEDDING) or 0
+    require_rows(rows, vocab_size, at=f"{checkpoint.at}: {megatron.EMBEDDING}")
+    return rows
+
+
+def require_rows(rows: int, vocab_size: int, *, at: str) -> None:
+    """Require an embedding with a row for each token.
+
+    Raises:
+        ProductError: there is none, or it is smaller than the tokenizer.
+    """
+    if rows < vocab_size:
         raise ProductError(
             Reason.CHECKPOINT_WEIGHTS,
-            at=f"{checkpoint.at}: {megatron.EMBEDDING}",
+            at=at,
             problem=f"{rows} rows for a tokenizer of {vocab_size} pieces" if rows else "this tensor is missing",
-            remedy="use an archive that holds the whole language model and the tokenizer it was trained with",
+            remedy="use a checkpoint that holds the whole language model and the tokenizer it was trained with",
         )
-    return rows
 
 
 def _rows(checkpoint: Checkpoint[LanguageConfig], name: str) -> int | None:

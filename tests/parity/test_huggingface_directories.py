@@ -12,13 +12,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import (
+    AutoModelForCausalLM,
     CLIPVisionConfig,
+    FalconConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTBigCodeConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
+    MixtralConfig,
+    NemotronConfig,
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
+    Starcoder2Config,
 )
 
 from multimodal_api.engine import Dtype, Limits
@@ -31,11 +39,18 @@ from multimodal_recipes.layout import lay_out
 from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
+from support.archives import CLASSIC, Archive
+from support.states import keep_tensors
 from support.tiny_tokenizer import VOCAB, write_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import ExitStack
     from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from multimodal_builder.plan import Plan
 
 pytestmark = pytest.mark.parity
 
@@ -313,3 +328,90 @@ def test_inspection_describes_the_folder(tmp_path: Path) -> None:
     assert (found.vocab_rows, found.vocab_size, found.tokens_per_image) == (ROWS, IMAGE + 1, (EDGE // PATCH) ** 2)
     assert found.tensor_parallel == (1, 2, 4)
     assert found.memory is not None
+
+
+SMALL = {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = SMALL | {"num_key_value_heads": 2, "max_position_embeddings": 512, "vocab_size": 512}
+GPT = {"n_embd": 96, "n_layer": 2, "n_head": 4, "n_positions": 512, "vocab_size": 512}
+ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+LANGUAGE_MODELS: dict[str, tuple[LlmType, Callable[[], Any]]] = {
+    "llama": (LlmType.LLAMA, lambda: LlamaConfig(**GROUPED)),
+    "mistral": (LlmType.LLAMA, lambda: MistralConfig(**GROUPED, head_dim=20)),
+    "mixtral": (LlmType.MIXTRAL, lambda: MixtralConfig(**GROUPED, num_local_experts=4)),
+    "gemma": (LlmType.GEMMA, lambda: GemmaConfig(**GROUPED, head_dim=32)),
+    "falcon, old": (LlmType.FALCON, lambda: FalconConfig(**SMALL, **ENDS, vocab_size=512)),
+    "falcon, new": (
+        LlmType.FALCON,
+        lambda: FalconConfig(**SMALL, **ENDS, vocab_size=512, new_decoder_architecture=True, num_kv_heads=2),
+    ),
+    "starcoder": (LlmType.STARCODER, lambda: GPTBigCodeConfig(**GPT, **ENDS)),
+    "starcoder2": (LlmType.STARCODER, lambda: Starcoder2Config(**GROUPED, **ENDS)),
+    "nemotron": (LlmType.GPTNEXT, lambda: NemotronConfig(**GROUPED)),
+    "gpt-2": (LlmType.GPT, lambda: GPT2Config(**GPT, **ENDS)),
+}
+
+
+def language_model(settings: Any, folder: Path) -> PreTrainedModel:
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(settings).float().eval()
+    for parameter in model.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.05
+    model.save_pretrained(folder)
+    return model
+
+
+def projector_alone(folder: Path) -> Path:
+    """The tiny NeVA's archive without its language model; the projector's width is that of the models here."""
+    archive = Archive.read(CLASSIC).set_config("mm_cfg.llm.freeze", True)  # noqa: FBT003 -- a value, not a flag
+    return keep_tensors(archive, lambda name: "mm_projector" in name).write(folder)
+
+
+def beside(visual: Path, llm: Path, llm_type: LlmType) -> tuple[Inspection, Plan | None, ExitStack]:
+    paths = CheckpointPaths(visual=visual, llm=llm)
+    return inspect(paths, family=Family.NEVA, llm_type=llm_type, dtype=Dtype.FLOAT32, limits=None)
+
+
+@pytest.mark.parametrize(("llm_type", "settings"), LANGUAGE_MODELS.values(), ids=LANGUAGE_MODELS)
+def test_a_language_model_s_folder_scores_as_before(
+    tmp_path: Path, llm_type: LlmType, settings: Callable[[], Any]
+) -> None:
+    model = language_model(settings(), tmp_path / "llm")
+    inspection, plan, opened = beside(projector_alone(tmp_path), tmp_path / "llm", llm_type)
+    assert inspection.problems == ()
+    assert plan is not None
+    with opened:
+        write_canonical(plan, tmp_path / "out", root=tmp_path, dtype=None, on_bytes=lambda _: None)
+    served = MultimodalModel.load(tmp_path / "out", dtype=torch.float32, device=torch.device("cpu"))
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "llm", output_loading_info=True)
+    assert not any(info.values()), info
+    ids = torch.randint(0, 500, (1, 300), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        wanted = model(ids).logits
+        found = served.llm.logits(served.llm.embed(ids[0])[None], served.llm.new_cache())
+        assert torch.equal(loaded.float()(ids).logits, wanted)
+    assert float((found - wanted).abs().max() / wanted.abs().max()) <= TOLERANCE
+
+
+def test_a_folder_of_another_type_or_of_an_unknown_class_is_refused(tmp_path: Path) -> None:
+    language_model(GPT2Config(**GPT, **ENDS), tmp_path / "llm")
+    visual = projector_alone(tmp_path)
+    (problem,) = beside(visual, tmp_path / "llm", LlmType.LLAMA)[0].problems
+    assert "set spec.model.llmType to gptnext or gpt or starcoder" in problem.remedy
+    edit(tmp_path / "llm", "config.json", model_type="gpt_neox")
+    (problem,) = beside(visual, tmp_path / "llm", LlmType.GPT)[0].problems
+    assert "is 'gpt_neox'" in problem.problem
+
+
+def test_a_body_without_a_head_has_shorter_names(tmp_path: Path) -> None:
+    """As the first GPT-2 was published."""
+    model = language_model(GPT2Config(**GPT, **ENDS), tmp_path / "llm")
+    state = load_file(tmp_path / "llm" / "model.safetensors")
+    short = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    masks = {f"h.{number}.attn.bias": torch.ones(1, 1, 4, 4) for number in range(2)}
+    save_file(short | masks, tmp_path / "llm" / "model.safetensors")
+    _, plan, opened = beside(projector_alone(tmp_path), tmp_path / "llm", LlmType.GPT)
+    assert plan is not None
+    with opened:
+        write_canonical(plan, tmp_path / "out", root=tmp_path, dtype=None, on_bytes=lambda _: None)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "llm").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())

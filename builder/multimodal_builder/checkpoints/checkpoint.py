@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from multimodal_builder.checkpoints.hub import Hub
     from multimodal_builder.checkpoints.members import Members
     from multimodal_builder.checkpoints.tensors import TensorSource
+    from multimodal_builder.mappings.language_model import LanguageModel
 
 ARTIFACT: Final = "nemo:"
 """Prefix of configuration values that name a member."""
@@ -39,7 +40,9 @@ class Checkpoint(Generic[_Config_co]):
     """Member that the configuration was read from."""
     config: _Config_co
     tensors: TensorSource
-    """Names are NeMo 1's with Megatron-core, one entry per layer and per expert."""
+    """Names are NeMo 1's with Megatron-core, one entry per layer and per expert; or those of `ready`."""
+    ready: LanguageModel | None = None
+    """Of a folder of transformers, which has the names already that a language model gets."""
 
     @property
     def at(self) -> str:

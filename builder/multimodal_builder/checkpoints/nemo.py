@@ -16,6 +16,7 @@ from multimodal_builder.checkpoints.nemo_tar import TarMembers
 from multimodal_builder.checkpoints.ranks import RANK_FILE, RankedSource
 from multimodal_builder.checkpoints.speech_config import SpeechConfig
 from multimodal_builder.checkpoints.yaml_document import read_yaml
+from multimodal_builder.language_folder import is_language_folder, open_language_folder
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -44,7 +45,7 @@ def open_sources(paths: CheckpointPaths, opened: ExitStack, hub: Hub | None = No
         ProductError: there is nothing at a path, or it is no readable and safe checkpoint.
     """
     visual = opened.enter_context(open_checkpoint(paths.visual, ModelConfig))
-    language = visual if paths.llm is None else opened.enter_context(open_checkpoint(paths.llm, LanguageConfig))
+    language = visual if paths.llm is None else opened.enter_context(_open_language(paths.llm))
     return Sources(visual, language, _open_lora(paths, opened), hub)
 
 
@@ -67,8 +68,12 @@ def open_speech(paths: CheckpointPaths, opened: ExitStack) -> Sources[SpeechConf
             "it holds the speech encoder alone",
             "give the checkpoint of its language model too: spec.model.llmCheckpoint, or --llm",
         )
-    language = opened.enter_context(open_checkpoint(paths.llm or paths.visual, LanguageConfig))
+    language = opened.enter_context(_open_language(paths.llm or paths.visual))
     return Sources(visual, language, _open_lora(paths, opened))
+
+
+def _open_language(path: Path) -> Checkpoint[LanguageConfig]:
+    return open_language_folder(path) if is_language_folder(path) else open_checkpoint(path, LanguageConfig)
 
 
 def _open_lora(paths: CheckpointPaths, opened: ExitStack) -> Checkpoint[LanguageConfig] | None:
