@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from multimodal_api.engine import BuildInputs, Limits
     from multimodal_worker.backends.base import GenerateRequest
-    from multimodal_worker.batch import Sequence
+    from multimodal_worker.batch import Outcome, Sequence
     from multimodal_worker.device import DeviceThread
 
 KV_SHARE: Final = 0.8
@@ -145,13 +145,21 @@ class TorchBackend:
             self._let_in_and_out()
             if not self._running:
                 return
-            for sequence, outcome in await self._thread.run(self._batch.step):
+            for sequence, outcome in await self._step():
                 request = self._running.get(sequence)
                 if request is None:
                     continue  # it went away during the step
                 request.events.put_nowait(outcome)
                 if not isinstance(outcome, Token):
                     del self._running[sequence]
+
+    async def _step(self) -> list[Outcome]:
+        """Step; a defect of the batch itself is the end of all that run: nobody may wait for ever."""
+        try:
+            return await self._thread.run(self._batch.step)
+        except Exception as error:  # noqa: BLE001 -- those who wait must hear it
+            self._left += self._running
+            return [(sequence, error) for sequence in self._running]
 
     def _let_in_and_out(self) -> None:
         """Between two steps: the batch is in nobody else's hands."""

@@ -204,6 +204,21 @@ async def test_what_can_never_fit_is_refused() -> None:
     assert refused.value.failure.reason is Reason.REQUEST_REFUSED
 
 
+async def test_a_defect_of_the_batch_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = made(Counter())
+    backend = TorchBackend(batch, DeviceThread())
+
+    def broken(_self: Batch) -> None:
+        raise KeyError("a defect")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "step", broken)
+        answers = await asyncio.gather(*(collect(backend, asking(one)) for one in (10, 20)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [KeyError, KeyError]
+    assert await collect(backend, asking(30, tokens=2)) == [30, 31]
+    assert backend.stats().kv_positions_used == 0
+
+
 async def test_close_ends_a_running_batch() -> None:
     backend = TorchBackend(made(Counter()), DeviceThread())
     tokens = backend.generate(asking(1, tokens=300))
