@@ -33,9 +33,10 @@ LORA_UIDS: Final = Tensor("lora_uids", "BYTES", (-1,), optional=True)
 
 OUTPUTS: Final = Tensor("outputs", "BYTES", (-1,))
 
-VISION_INPUTS: Final = (
-    INPUT_TEXT,
-    INPUT_MEDIA,
+SAMPLE_RATE: Final = 16_000
+"""Of `INPUT_SIGNAL`, in Hz; one channel, full scale -1 to 1."""
+
+OPTIONS: Final = (
     BATCH_SIZE,
     MAX_OUTPUT_LEN,
     TOP_K,
@@ -45,6 +46,9 @@ VISION_INPUTS: Final = (
     NUM_BEAMS,
     LORA_UIDS,
 )
+
+VISION_INPUTS: Final = (INPUT_TEXT, INPUT_MEDIA, *OPTIONS)
+AUDIO_INPUTS: Final = (INPUT_TEXT, INPUT_SIGNAL, INPUT_SIGNAL_LENGTH, *OPTIONS)
 
 DEFAULT_MAX_OUTPUT_LEN: Final = 30
 """Of the library and of `forward`; the query script's own default is 128."""

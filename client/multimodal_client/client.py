@@ -8,6 +8,7 @@ import numpy as np
 
 from multimodal_api import wire
 from multimodal_api.errors import ProductError
+from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
 from multimodal_client import kserve, media
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from multimodal_client.media import Picture
+    from multimodal_client.media import Media
 
 DEFAULT_TIMEOUT: Final = 300.0
 """Seconds; NeMo's client has 60, which a long answer on a CPU exceeds."""
@@ -27,16 +28,20 @@ _NUMPY: Final = {"INT64": np.int64, "FP32": np.float32}
 class Client:
     """One model on one server. It holds no connection, and may be used from several threads."""
 
-    def __init__(self, url: str, model_name: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self, url: str, model_name: str, *, family: Family = Family.NEVA, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
         """Name the model.
 
         Args:
             url: HOST, HOST:PORT or http(s)://HOST[:PORT]; the port without one is 8000.
             model_name: on the wire.
+            family: of the model: it decides what media are.
             timeout: longest wait for an answer, in seconds.
         """
         self._address = kserve.parse(url)
         self._model = model_name
+        self._family = family
         self._timeout = timeout
 
     def wait_ready(self, timeout: float) -> None:
@@ -50,7 +55,7 @@ class Client:
     def query(
         self,
         text: str,
-        picture: Picture,
+        medium: Media,
         *,
         batch_size: int | None = None,
         max_output_len: int | None = None,
@@ -61,11 +66,11 @@ class Client:
         num_beams: int | None = None,
         lora_uids: Sequence[str] | None = None,
     ) -> list[str]:
-        """Ask a question about a picture.
+        """Ask a question about a picture, a video or a sound.
 
         Args:
             text: the question.
-            picture: path or http(s) URL of a file, its content, or [height, width, 3] RGB.
+            medium: what `media.load` takes: a path, a URL, the content of a file, an array.
             batch_size: answers wanted to this one question.
             max_output_len: longest answer, in tokens.
             top_k: sample from the best so many tokens; 1 is greedy.
@@ -79,11 +84,11 @@ class Client:
             `batch_size` answers. What is None is left out of the request: the server has defaults.
 
         Raises:
-            ProductError: the picture cannot be read, or the server refuses, fails or is too slow.
+            ProductError: the medium cannot be read, or the server refuses, fails or is too slow.
         """
         inputs: dict[str, NDArray[Any]] = {
             wire.INPUT_TEXT.name: _texts([text]),
-            wire.INPUT_MEDIA.name: media.load(picture)[None],
+            **media.load(medium, self._family),
         }
         scalars = {
             wire.BATCH_SIZE: batch_size,

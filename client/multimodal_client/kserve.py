@@ -16,7 +16,7 @@ from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -129,8 +129,12 @@ def infer(address: Address, model: str, inputs: Mapping[str, NDArray[Any]], *, t
             "POST",
             f"/v2/models/{quote(model)}/infer",
             timeout=timeout,
-            body=b"".join([header, *bodies.values()]),
-            headers={_HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"},
+            body=[header, *bodies.values()],
+            headers={
+                _HEADER_LENGTH: str(len(header)),
+                "Content-Length": str(len(header) + sum(map(len, bodies.values()))),
+                "Content-Type": "application/octet-stream",
+            },
         )
     except TimeoutError:
         raise ProductError(
@@ -157,7 +161,7 @@ def _request(
     path: str,
     *,
     timeout: float,
-    body: bytes | None = None,
+    body: Sequence[bytes | memoryview] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, Mapping[str, str], bytes]:
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
@@ -193,9 +197,9 @@ def _datatype(tensor: NDArray[Any]) -> str:
     return "BYTES" if tensor.dtype == object else _DATATYPES[tensor.dtype.name]
 
 
-def _to_bytes(tensor: NDArray[Any]) -> bytes:
+def _to_bytes(tensor: NDArray[Any]) -> bytes | memoryview:
     if tensor.dtype != object:
-        return tensor.tobytes()
+        return np.ascontiguousarray(tensor).data.cast("B")  # not copied: a video may be 2 GB
     return b"".join(_LENGTH.pack(len(element)) + element for element in tensor.reshape(-1))
 
 

@@ -31,7 +31,8 @@ def main() -> int:
 
 
 def _query(arguments: argparse.Namespace) -> None:
-    client = Client(arguments.url, arguments.model_name, timeout=arguments.timeout)
+    family = Family(arguments.model_type)
+    client = Client(arguments.url, arguments.model_name, family=family, timeout=arguments.timeout)
     client.wait_ready(arguments.init_timeout)
     answers = client.query(
         arguments.input_text,
@@ -87,7 +88,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("mmd", description="Multimodal models on Kubernetes.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_query(commands.add_parser("query", help="ask a served model about a picture"))
+    _add_query(commands.add_parser("query", help="ask a served model about a picture, a video or a sound"))
     status = commands.add_parser("status", help="show resources and their conditions")
     status.add_argument("name", nargs="?", help="one resource, with its conditions")
     status.add_argument("-n", "--namespace", help="default: that of the kubeconfig's context")
@@ -109,7 +110,12 @@ def _add_query(query: argparse.ArgumentParser) -> None:
     add("-mn", "--model_name", required=True, help="name of the model on the wire")
     add("-mt", "--model_type", choices=list(Family), default=Family.NEVA, help="family of the model")
     add("-int", "--input_text", required=True, help="the question")
-    add("-im", "--input_media", required=True, help="path or http(s) address of a picture")
+    add(
+        "-im",
+        "--input_media",
+        required=True,
+        help="path or http(s) address of a picture, video or sound; - reads it from standard input",
+    )
     add("-bs", "--batch_size", type=int, default=1, help="answers wanted to this one question")
     add("-mol", "--max_output_len", type=int, default=QUERY_MAX_OUTPUT_LEN, help="longest answer, in tokens")
     add("-tk", "--top_k", type=int, default=wire.DEFAULT_TOP_K, help="sample from the best so many tokens; 1 is greedy")

@@ -25,14 +25,9 @@ class NemoQueryMultimodal:
         Args:
             url: HOST, HOST:PORT or http://HOST:PORT.
             model_name: on the wire.
-            model_type: family, such as `neva`.
-
-        Raises:
-            RuntimeError: a family whose media this version cannot send.
+            model_type: family, such as `neva`; as in NeMo's client, `query` is what refuses unknown ones.
         """
-        if model_type not in set(Family):
-            raise RuntimeError(f"Invalid model type {model_type!r}; known are: {', '.join(Family)}")
-        self._client = Client(url, model_name)
+        self._url, self._model_name, self._model_type = url, model_name, model_type
 
     def query(
         self,
@@ -52,7 +47,7 @@ class NemoQueryMultimodal:
 
         Args:
             input_text: the question.
-            input_media: path or http(s) URL of a picture.
+            input_media: path or http(s) URL of a picture; of a sound for salm; of a video for video-neva, lita, vita.
             batch_size: answers wanted; None leaves it, as every other number, to the server.
             max_output_len: longest answer, in tokens.
             top_k: sample from the best so many tokens.
@@ -67,10 +62,14 @@ class NemoQueryMultimodal:
             [batch_size, 1] texts.
 
         Raises:
-            ProductError: the picture cannot be read, or the server refuses, fails or is too slow.
+            RuntimeError: an unknown family.
+            ProductError: the medium cannot be read, or the server refuses, fails or is too slow.
         """
-        self._client.wait_ready(init_timeout)
-        answers = self._client.query(
+        if self._model_type not in set(Family):
+            raise RuntimeError(f"Invalid model type {self._model_type}; known are: {', '.join(Family)}")
+        client = Client(self._url, self._model_name, family=Family(self._model_type))
+        client.wait_ready(init_timeout)
+        answers = client.query(
             input_text,
             input_media,
             batch_size=batch_size,

@@ -41,6 +41,11 @@ def spread(total: int, count: int) -> tuple[int, ...]:
     return tuple(np.round(np.linspace(0, total - 1, count)).astype(int).tolist())
 
 
+def thin(total: int, most: int) -> tuple[int, ...]:
+    """Take every frame, or, of more than `most`, every n-th or so: as many as the least n gives that is enough."""
+    return spread(total, total if total <= most else round(total / math.ceil(total / most)))
+
+
 def _truncated(total: int, wanted: int) -> tuple[int, ...]:
     places = np.linspace(0, total - 1, min(total, wanted), dtype=int).tolist()
     return (*places, *[places[-1]] * (wanted - len(places)))
@@ -52,5 +57,5 @@ def _rounded(total: int, most: int) -> tuple[int, ...]:
 
 _SAMPLINGS: Final[dict[FrameSampling, Callable[[int, int], tuple[int, ...]]]] = {
     FrameSampling.TRUNCATED: _truncated,
-    FrameSampling.ROUNDED: _rounded,
+    FrameSampling.ROUNDED: thin,
 }

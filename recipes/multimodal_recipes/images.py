@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,6 +18,8 @@ from multimodal_api.reasons import Reason
 from multimodal_recipes.recipe import FrameResize
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from multimodal_recipes.recipe import ImagePreprocessing
@@ -46,18 +49,34 @@ def decode(data: bytes, *, at: str) -> NDArray[np.uint8]:
         ProductError: not a picture, of another format than `FORMATS`, truncated, or larger than `MAX_PIXELS`. The size
             is read from the header, so that a picture that is too large is never decoded.
     """
+    with opened(data, FORMATS, at=at) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+@contextmanager
+def opened(data: bytes, formats: tuple[str, ...], *, at: str) -> Iterator[Image.Image]:
+    """Open a file whose header is that of a picture or an animation of these formats, no larger than `MAX_PIXELS`.
+
+    Args:
+        data: content of the file.
+        formats: Pillow's names.
+        at: what to call it in an error.
+
+    Raises:
+        ProductError: the header is not such a one; or Pillow fails inside the context, on damaged data.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            with Image.open(io.BytesIO(data), formats=formats) as picture:
                 check_size(picture.height, picture.width, at=at)
-                return np.asarray(picture.convert("RGB"))
+                yield picture
     except UnidentifiedImageError:
         raise ProductError(
             Reason.REQUEST_REFUSED,
             at=at,
             problem=f"{len(data)} bytes that are no picture",
-            remedy=f"give a picture of one of these formats: {', '.join(FORMATS)}",
+            remedy=f"give a picture of one of these formats: {', '.join(formats)}",
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ProductError(

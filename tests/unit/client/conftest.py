@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-DTYPES = {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}
+DTYPES = {"UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 
 
 @dataclass
@@ -91,7 +91,7 @@ def server() -> Iterator[KServe]:
         def log_message(self, *_: object) -> None: ...
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
     state.address = f"127.0.0.1:{listening.server_address[1]}"
     yield state
     listening.shutdown()

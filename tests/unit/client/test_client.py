@@ -185,6 +185,8 @@ def test_nemo_s_client_leaves_out_what_is_none(server: KServe, png: Path) -> Non
     assert {"top_k", "max_output_len"}.isdisjoint(server.asked[0].tensors)
 
 
-def test_nemo_s_client_names_unknown_families() -> None:
-    with pytest.raises(RuntimeError, match=r"'mllama'.*neva"):
-        NemoQueryMultimodal("x", "m", "mllama")
+def test_nemo_s_client_names_unknown_families_when_it_is_asked(server: KServe, png: Path) -> None:
+    client = NemoQueryMultimodal(server.address, "m", "mllama")
+    with pytest.raises(RuntimeError, match=r"Invalid model type mllama; known are: neva, .*salm"):
+        client.query("?", str(png))
+    assert server.asked == []
