@@ -1,8 +1,8 @@
 """What the front and the worker say to each other over their socket.
 
 A frame is a head (sizes), a header (the message's fields, packed by the codec's callables: msgpack at both ends) and
-raw buffers (pixels), which are never packed. Nothing here reads or writes: `Codec.encode` gives the bytes to send, and
-`Codec.receive` asks its caller for a number of bytes at a time.
+raw buffers (pixels, or frames of sounds), which are never packed. Nothing here reads or writes: `Codec.encode` gives
+the bytes to send, and `Codec.receive` asks its caller for a number of bytes at a time.
 
 The order of things: the worker says `Ready` or `Failed` once; then the front asks `Generate`, and for each the worker
 answers `Tokens` any number of times, then `Done` or `Refused`, always exactly one of the two. `Cancel` makes `Done`
@@ -69,10 +69,11 @@ class MediaSpan(Model):
 
 
 class MediaInput(Model):
-    """One medium of a request; its pixels are the buffer of the same index: float32, C order, native byte order."""
+    """One medium of a request; its content is the buffer of the same index: float32, C order, native byte order."""
 
-    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=4, max_length=4)]
-    """[frames, 3, height, width], as the tower takes it."""
+    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=3, max_length=4)]
+    """As the encoder takes it: [frames, 3, height, width] of a picture or video; [1, frames, bands] of a sound, with as
+    many frames as it truly has."""
     spans: Annotated[tuple[MediaSpan, ...], Field(min_length=1)]
     """Where its rows stand in the prompt, in order."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -29,6 +29,8 @@ class _Conformer(ParakeetEncoder):  # type: ignore[no-untyped-call] # transforme
 
 class AudioEncoder:
     """A speech encoder, a modality adapter of the same kind behind it, and a projector, loaded."""
+
+    takes_any_length: Final = True
 
     def __init__(self, encoder: PreTrainedModel, adapter: PreTrainedModel, projector: Projector) -> None:
         self._encoder = encoder

@@ -25,8 +25,15 @@ if TYPE_CHECKING:
 class Encoder(Protocol):
     """What makes rows of prompt embeddings of a medium."""
 
+    @property
+    def takes_any_length(self) -> bool:
+        """Whether `encode_together` takes items of different lengths."""
+
     def encode(self, media: Tensor, /) -> Tensor:
         """Encode items of one shape: [items, …] → [items, rows, hidden]."""
+
+    def encode_together(self, items: Sequence[Tensor], /) -> Sequence[Tensor]:
+        """Encode items, [...] each: [rows, hidden] each, as if it were alone."""
 
     def arrange(self, features: Tensor, /) -> Tensor:
         """Put the features of one medium's items, [items, rows, hidden], in the order of the prompt: [rows, hidden]."""

@@ -15,7 +15,7 @@ from multimodal_modeling.video import arrange
 from multimodal_recipes.recipe import VISION_DIR, FeatureSelect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -32,6 +32,8 @@ TOWERS: Final = {
 
 class MediaEncoder:
     """A tower and a projector, loaded."""
+
+    takes_any_length: Final = False
 
     def __init__(self, tower: PreTrainedModel, projector: Projector, recipe: VisionRecipe) -> None:
         self._tower = tower
@@ -66,6 +68,10 @@ class MediaEncoder:
             features = features[:, self._recipe.class_token_length :]
         encoded: Tensor = self._projector(features)
         return encoded
+
+    def encode_together(self, pictures: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Encode pictures of one shape, [3, size, size] each: [tokens_per_image, hidden] each."""
+        return tuple(self.encode(torch.stack(list(pictures))))
 
     @torch.inference_mode()
     def arrange(self, features: Tensor) -> Tensor:

@@ -49,6 +49,10 @@ class Wave(NamedTuple):
     rate: int
     """In Hz."""
 
+    def samples_at(self, rate: int) -> int:
+        """Count the samples that `to_mono` gives at a rate."""
+        return _resampled(len(self.samples), self.rate, rate)
+
 
 def decode(data: bytes, *, at: str) -> Wave:
     """Decode a WAV file.
@@ -160,7 +164,7 @@ def resample(samples: NDArray[np.float32], source: int, target: int) -> NDArray[
     up, down = target // gcd(source, target), source // gcd(source, target)
     cutoff = ROLLOFF * min(1.0, up / down)
     half = ceil(ZEROS / cutoff)
-    count = ceil(len(samples) * up / down)
+    count = _resampled(len(samples), source, target)
     padded = np.pad(samples, (half, half + down))
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half)
     resampled = np.empty(count, np.float32)
@@ -172,6 +176,10 @@ def resample(samples: NDArray[np.float32], source: int, target: int) -> NDArray[
         # Window w holds the inputs w - half … w + half - 1; the filter is centred between inputs `first` and the next.
         resampled[phase::up] = windows[first + 1 :: down][:number] @ kernel
     return resampled
+
+
+def _resampled(samples: int, source: int, target: int) -> int:
+    return -(-samples * target // source)
 
 
 def _kernel(offset: float, half: int, cutoff: float) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
@@ -13,6 +14,7 @@ from multimodal_api.errors import ProductError
 from multimodal_api.logs import FIELDS
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Sampling
+from multimodal_recipes.waves import Wave
 from multimodal_server.limits import NAMES, read_question
 from multimodal_server.questions import Question, Said, prepare
 from multimodal_server.replies import Reply
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from multimodal_recipes.recipe import Recipe
     from multimodal_server.engine import ServedEngine
     from multimodal_server.metrics import Metrics
-    from multimodal_server.questions import Prepared
+    from multimodal_server.questions import Prepared, Shown
     from multimodal_server.replies import Piece
     from multimodal_server.worker_client import WorkerClient
 
@@ -35,6 +38,8 @@ TOKEN_SECONDS: Final = 600.0
 """Longest wait for the next token, queueing included: beyond it the client is told."""
 _WARM_UP_TOKENS: Final = 2
 """One comes from the prompt, one from the KV cache: both code paths have run."""
+_WARM_UP_SECONDS: Final = 0.5
+_WARM_UP_HERTZ: Final = 440
 
 
 class Responder:
@@ -130,10 +135,9 @@ class Responder:
         Raises:
             ProductError: there is no answer.
         """
-        edge = self.engine.recipe.seeing().preprocessing.image_size
-        picture = np.full((1, edge, edge, 3), 127, np.uint8)
+        recipe = self.engine.recipe
         question = Question(
-            turns=(Said((picture, self.engine.recipe.template.default_text)),),
+            turns=(Said((_something(recipe), recipe.template.default_text)),),
             sampling=Sampling(),
             max_output_len=min(_WARM_UP_TOKENS, self.engine.limits.max_output_len),
             names=NAMES,
@@ -142,3 +146,13 @@ class Responder:
 
     def _collect(self, prepared: Prepared, sampling: Sampling) -> str:
         return "".join(piece.text for piece in self.stream(prepared, self.reply(prepared, sampling)))
+
+
+def _something(recipe: Recipe) -> Shown:
+    """Make a grey picture, or a short tone."""
+    if recipe.audio is not None:
+        rate = recipe.audio.mel.sample_rate
+        moments = np.arange(int(_WARM_UP_SECONDS * rate), dtype=np.float32) / rate
+        return Wave(np.sin(math.tau * _WARM_UP_HERTZ * moments)[:, None], rate)
+    edge = recipe.seeing().preprocessing.image_size
+    return np.full((1, edge, edge, 3), 127, np.uint8)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from multimodal_api.engine import ENGINE_FORMAT, MANIFEST_NAME, MODEL_DIR, Manifest
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
+from multimodal_api.wire import AUDIO_INPUTS, VISION_INPUTS
 from multimodal_recipes.recipe import LLM_DIR, RECIPE_NAME, Recipe
 from multimodal_recipes.tokenizer import TOKENIZER_NAME, Tokenizer
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from multimodal_api.engine import EngineFile, Limits
+    from multimodal_api.wire import Tensor
 
 HASHED_BYTES: Final = 2**20
 """Files up to this size (configurations) are hashed at every start; of larger ones the size is compared: reading all
@@ -35,6 +37,11 @@ class ServedEngine:
     tokenizer: Tokenizer
     stop_token_ids: frozenset[int]
     """Any of these ends an answer: the model's own, and the stop strings that are one token."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Tensors of a request over Triton."""
+        return VISION_INPUTS if self.recipe.audio is None else AUDIO_INPUTS
 
     @property
     def limits(self) -> Limits:

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 from multimodal_api import wire
 from multimodal_api.families import Family
 from multimodal_api.worker_protocol import Sampling
+from multimodal_recipes.audio import check_samples
 from multimodal_recipes.images import check_size
+from multimodal_recipes.recipe import MEDIA_SLOT, TEXT_SLOT
+from multimodal_recipes.waves import Wave
 from multimodal_server.questions import Names, Question, Said, refuse
 
 if TYPE_CHECKING:
@@ -18,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from multimodal_api.engine import Limits
-    from multimodal_recipes.recipe import Recipe
-    from multimodal_server.questions import Frames
+    from multimodal_recipes.recipe import MelFrontEnd, PromptTemplate, Recipe
+    from multimodal_server.questions import Frames, Shown
 
 MAX_TEXT_BYTES: Final = 2**20
 """Of UTF-8: a bound on the work of the tokenizer; the tokens are counted after it."""
@@ -33,6 +36,7 @@ _SEED_BITS: Final = 63
 
 
 NAMES: Final = Names(wire.INPUT_TEXT.name, wire.INPUT_MEDIA.name, wire.MAX_OUTPUT_LEN.name)
+SOUND_NAMES: Final = NAMES._replace(media=wire.INPUT_SIGNAL.name)
 MARK: Final = "<image>"
 """Where NeMo's runners of `MARKED` put the media; elsewhere it is text."""
 MARKED: Final = frozenset({Family.VILA, Family.LITA, Family.VITA})
@@ -51,12 +55,8 @@ def read_question(tensors: Mapping[str, NDArray[Any]], limits: Limits, recipe: R
     """
     _check_what_is_not_offered(tensors)
     return Question(
-        turns=(
-            Said(
-                _content(_text(tensors[wire.INPUT_TEXT.name]), _frames(tensors[wire.INPUT_MEDIA.name], recipe), recipe)
-            ),
-        ),
-        names=NAMES,
+        turns=(Said(_content(tensors, recipe)),),
+        names=NAMES if recipe.audio is None else SOUND_NAMES,
         copies=_integer(tensors, wire.BATCH_SIZE, 1, low=1, high=limits.max_batch_size, of="spec.limits.maxBatchSize"),
         max_output_len=_integer(
             tensors,
@@ -102,12 +102,36 @@ def _text(tensor: NDArray[Any]) -> str:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise refuse(name, f"is not UTF-8 at byte {error.start}", "encode the text as UTF-8") from None
-    if not text.strip():
-        raise refuse(name, "is empty", "send a question")
     return text
 
 
-def _content(text: str, frames: Frames, recipe: Recipe) -> tuple[str | Frames, ...]:
+def _content(tensors: Mapping[str, NDArray[Any]], recipe: Recipe) -> tuple[str | Shown, ...]:
+    text = _text(tensors[wire.INPUT_TEXT.name])
+    if recipe.audio is not None:
+        return (_wave(tensors, recipe.audio.mel), _asked(_unframed(text, recipe.template)))
+    return _placed(_asked(text), _frames(tensors[wire.INPUT_MEDIA.name], recipe), recipe)
+
+
+def _asked(text: str) -> str:
+    if not text.strip():
+        raise refuse(wire.INPUT_TEXT.name, "is empty", "send a question")
+    return text
+
+
+def _unframed(text: str, template: PromptTemplate) -> str:
+    """Take off the words around a question that are the template's own: NeMo's clients of SALM send them.
+
+    They write `Q: ... A:` with a blank where training had a line break.
+    """
+    ahead = template.medium.partition(MEDIA_SLOT)[2].strip()
+    behind = template.turn.partition(TEXT_SLOT)[2].strip()
+    bare = text.strip()
+    inner = bare.removeprefix(ahead).removesuffix(behind)
+    framed = ahead and behind and len(inner) == len(bare) - len(ahead) - len(behind)
+    return inner.strip() if framed else text
+
+
+def _placed(text: str, frames: Frames, recipe: Recipe) -> tuple[str | Shown, ...]:
     """Put the media where the text says, or in front of it."""
     if recipe.family not in MARKED or MARK not in text:
         return (frames, text)
@@ -127,6 +151,24 @@ def _frames(tensor: NDArray[Any], recipe: Recipe) -> Frames:
     check_size(height, width, at=name)
     frames: Frames = tensor[0]
     return frames
+
+
+def _wave(tensors: Mapping[str, NDArray[Any]], mel: MelFrontEnd) -> Wave:
+    """Take as many samples of the signal as its length says; behind them is padding."""
+    signal, name, of = tensors[wire.INPUT_SIGNAL.name], wire.INPUT_SIGNAL.name, wire.INPUT_SIGNAL_LENGTH.name
+    rows, samples = signal.shape
+    if rows != 1:
+        raise refuse(name, f"holds {rows} sounds (shape {list(signal.shape)})", "send 1 sound, shape [1, samples]")
+    length = int(_one(tensors, wire.INPUT_SIGNAL_LENGTH, samples))
+    if not 1 <= length <= samples:
+        raise refuse(
+            of,
+            f"is {length}, and {name} holds {samples} samples",
+            f"send how many of them are sound, between 1 and {samples}",
+        )
+    sound = signal[0, :length]
+    check_samples(sound, mel, at=name)
+    return Wave(sound[:, None], mel.sample_rate)
 
 
 def _integer(

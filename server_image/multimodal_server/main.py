@@ -143,6 +143,7 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
         settings.model_name,
         settings.model_version,
         responder.answer,
+        inputs=engine.inputs,
         concurrency=engine.limits.max_batch_size,
     )
     threading.Thread(target=_publish, args=(publish, events), name="publish", daemon=True).start()

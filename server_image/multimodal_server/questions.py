@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,21 +12,28 @@ from numpy.typing import NDArray
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Generate, MediaInput, MediaSpan, Sampling
+from multimodal_recipes.audio import preprocess as log_mels
 from multimodal_recipes.frames import choose_frames
 from multimodal_recipes.images import preprocess
-from multimodal_recipes.layout import lay_out
+from multimodal_recipes.layout import lay_out, lay_out_sound
 from multimodal_recipes.prompt import Turn, render
+from multimodal_recipes.waves import Wave, to_mono
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from multimodal_api.engine import Limits
     from multimodal_recipes.prompt import Medium, Prompt
-    from multimodal_recipes.recipe import VisionRecipe
+    from multimodal_recipes.recipe import AudioRecipe, VisionRecipe
     from multimodal_server.engine import ServedEngine
 
 Frames = NDArray[np.uint8]
 """A picture or a video: [frames, height, width, 3], RGB; a picture is one frame."""
+Shown = Frames | Wave
+"""A medium: a picture, a video or a sound."""
+
+MAX_SECONDS: Final = 120
+"""Of a sound: each frame of it is compared with every other, so that memory grows with its length squared."""
 
 
 class Names(NamedTuple):
@@ -40,7 +48,7 @@ class Names(NamedTuple):
 class Said:
     """One turn of a conversation."""
 
-    content: tuple[str | Frames, ...]
+    content: tuple[str | Shown, ...]
     """Of the user, in order."""
     answer: str | None = None
     """None in the last turn, and there alone."""
@@ -70,7 +78,7 @@ class Prepared:
     prompt: Prompt
     media: tuple[MediaInput, ...]
     buffers: tuple[memoryview, ...]
-    """Pixels of each medium."""
+    """What the encoder takes of each medium."""
     max_new_tokens: int
 
     def request(self, request_id: int, sampling: Sampling, stop_token_ids: frozenset[int]) -> Generate:
@@ -87,16 +95,15 @@ class Prepared:
 
 
 def prepare(question: Question, engine: ServedEngine) -> Prepared:
-    """Render, tokenise and check a question, then make pixels of its pictures and videos.
+    """Render, tokenise and check a question, then make of its media what the encoder takes.
 
     Raises:
-        ProductError: the engine has no room for it; nothing has been resized then.
+        ProductError: the engine has no room for it; nothing has been resized or resampled then.
     """
-    recipe, vision = engine.recipe, engine.recipe.seeing()
-    seen = [frames for said in question.turns for frames in said.content if not isinstance(frames, str)]
-    chosen = [_choose(vision, frames) for frames in seen]
-    laid = [lay_out(vision, len(frames)) for frames in chosen]
-    turns = tuple(_turns(question.turns, iter(laid)))
+    recipe = engine.recipe
+    shown = [part for said in question.turns for part in said.content if not isinstance(part, str)]
+    laid = [_lay_out(part, engine, question.names.media) for part in shown]
+    turns = tuple(_turns(question.turns, (each.medium for each in laid)))
     prompt = engine.tokenizer.encode(render(recipe.template, turns))
     room = recipe.max_positions - len(prompt.ids)
     length = question.max_output_len or max(1, min(engine.limits.max_output_len, room))
@@ -105,12 +112,12 @@ def prepare(question: Question, engine: ServedEngine) -> Prepared:
     )
     spans = iter(prompt.media)
     media, buffers = [], []
-    for frames, medium in zip(chosen, laid, strict=True):
-        pixels = preprocess(frames, vision.preprocessing, at=question.names.media)
-        own = [next(spans) for _ in medium.slots]
+    for each in laid:
+        features = each.make()
+        own = [next(spans) for _ in each.medium.slots]
         places = tuple(MediaSpan(start=span.start, length=span.length) for span in own)
-        media.append(MediaInput(shape=pixels.shape, spans=places))
-        buffers.append(pixels.data)
+        media.append(MediaInput(shape=features.shape, spans=places))
+        buffers.append(features.data)
     return Prepared(question, prompt, tuple(media), tuple(buffers), length)
 
 
@@ -154,8 +161,41 @@ def refuse(at: str, problem: str, remedy: str) -> ProductError:
     return ProductError(Reason.REQUEST_REFUSED, at=at, problem=problem, remedy=remedy)
 
 
-def _choose(vision: VisionRecipe, frames: Frames) -> Frames:
-    return frames if vision.video is None else frames[list(choose_frames(vision.video, len(frames)))]
+class _Laid(NamedTuple):
+    """A medium that has its places in the prompt."""
+
+    medium: Medium
+    make: Callable[[], NDArray[np.float32]]
+    """Computes what the encoder takes."""
+
+
+def _lay_out(shown: Shown, engine: ServedEngine, at: str) -> _Laid:
+    recipe = engine.recipe
+    if isinstance(shown, Wave):
+        if recipe.audio is None:
+            raise refuse(at, "holds a sound, and this model takes pictures", "send pictures, or ask a model of salm")
+        return _lay_out_wave(shown, recipe.audio, engine.limits, at)
+    if recipe.vision is None:
+        raise refuse(at, "holds a picture, and this model takes sounds", "send a sound, or ask a model that sees")
+    return _lay_out_frames(shown, recipe.vision, at)
+
+
+def _lay_out_frames(frames: Frames, vision: VisionRecipe, at: str) -> _Laid:
+    chosen = frames if vision.video is None else frames[list(choose_frames(vision.video, len(frames)))]
+    return _Laid(lay_out(vision, len(chosen)), partial(preprocess, chosen, vision.preprocessing, at=at))
+
+
+def _lay_out_wave(wave: Wave, audio: AudioRecipe, limits: Limits, at: str) -> _Laid:
+    mel = audio.mel
+    rate = mel.sample_rate
+    samples = wave.samples_at(rate)
+    room = limits.max_multimodal_len * audio.frames_per_row * mel.hop - 1
+    most = min(room, MAX_SECONDS * rate)
+    if samples > most:
+        raised = f", or raise spec.limits.maxMultimodalLen ({limits.max_multimodal_len})" if most == room else ""
+        # Rounded down: what the message names is taken.
+        raise refuse(at, f"lasts {samples / rate:.2f} seconds", f"send at most {most * 10 // rate / 10}{raised}")
+    return _Laid(lay_out_sound(audio, samples), lambda: log_mels(to_mono(wave, rate), mel, at=at)[None])
 
 
 def _turns(turns: tuple[Said, ...], media: Iterator[Medium]) -> Iterator[Turn]:

@@ -31,7 +31,7 @@ from multimodal_server import triton_model
 from multimodal_server.refusal import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from pytriton.proxy.types import Request
@@ -51,7 +51,7 @@ MAX_INSTANCES: Final = 32
 """Each is a process of 45 MiB that waits for one answer at a time."""
 
 _LOOPBACK: Final = "127.0.0.1"
-_NUMPY: Final = {"BYTES": bytes, "UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32}
+_NUMPY: Final = {"BYTES": bytes, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,20 +161,23 @@ class Triton:
             time.sleep(POLL_SECONDS)
         self._server.connect()
 
-    def publish(self, name: str, version: int, answer: Answer, *, concurrency: int) -> None:
+    def publish(
+        self, name: str, version: int, answer: Answer, *, inputs: Sequence[wire.Tensor], concurrency: int
+    ) -> None:
         """Offer a model. Its processes start at once; it is ready when `open` has been called and this returns.
 
         Args:
             name: on the wire.
             version: on the wire.
             answer: called from `concurrency` threads; raises nothing but ProductError.
+            inputs: tensors of a request.
             concurrency: requests that are answered at once.
         """
         callables = [_callable(answer, self._running) for _ in range(min(concurrency, MAX_INSTANCES))]
         self._server.bind(
             name,
             callables,
-            inputs=[_describe(tensor) for tensor in wire.VISION_INPUTS],
+            inputs=[_describe(tensor) for tensor in inputs],
             outputs=[_describe(wire.OUTPUTS)],
             model_version=version,
             # Largest batch 1: Triton never merges requests of two users, and refuses a request of several rows.

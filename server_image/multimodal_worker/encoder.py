@@ -19,11 +19,11 @@ CACHE_BYTES: Final = 2**28
 """Rows kept, on the device: 57 pictures of 576 rows at width 4096 in bfloat16."""
 
 Key = bytes
-"""Digest of a frame's pixels: equal content is encoded once, whoever sends it; its position says nothing."""
+"""Digest of a frame or a sound: equal content is encoded once, whoever sends it; its position says nothing."""
 
 
 class MediaCache:
-    """Rows of the frames used last, bounded in bytes."""
+    """Rows of the frames and sounds used last, bounded in bytes."""
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -33,7 +33,7 @@ class MediaCache:
         self.bytes = 0
 
     def get(self, key: Key) -> torch.Tensor | None:
-        """Look a frame up, and count it."""
+        """Look an item up, and count it."""
         rows = self._rows.get(key)
         if rows is None:
             self.misses += 1
@@ -43,7 +43,7 @@ class MediaCache:
         return rows
 
     def put(self, key: Key, rows: torch.Tensor) -> None:
-        """Keep a frame's rows, and drop the oldest ones beyond the bound."""
+        """Keep an item's rows, and drop the oldest ones beyond the bound."""
         if rows.nbytes > self._max_bytes or key in self._rows:
             return
         self._rows[key] = rows
@@ -54,7 +54,7 @@ class MediaCache:
 
 
 class BatchedEncoder:
-    """Takes frames from all requests and encodes up to `max_batch` of them at once.
+    """Takes frames and sounds from all requests and encodes up to `max_batch` of them at once.
 
     A batch is whatever waits when the device is free: no request waits for others to come.
     """
@@ -63,9 +63,9 @@ class BatchedEncoder:
         """Take an encoder.
 
         Args:
-            encoder: the loaded tower.
+            encoder: the loaded tower, or speech encoder.
             thread: where it runs.
-            max_batch: frames that it takes at once.
+            max_batch: items that it takes at once.
             cache: rows known already.
         """
         self._encoder = encoder
@@ -76,27 +76,28 @@ class BatchedEncoder:
         self._work: asyncio.Task[None] | None = None
         self.cache = cache
 
-    async def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode the frames of one medium.
+    async def encode(self, medium: torch.Tensor) -> torch.Tensor:
+        """Encode one medium.
 
         Args:
-            pixels: [frames, 3, height, width] float32, on the CPU.
+            medium: [frames, 3, height, width] of a picture or a video, [1, frames, bands] of a sound; float32, on the
+                CPU.
 
         Returns:
             [positions, hidden], on the device, in the order of the prompt.
         """
-        rows = await asyncio.gather(*(self._encode(frame) for frame in pixels))
+        rows = await asyncio.gather(*(self._encode(item) for item in medium))
         return await self._thread.run(self._encoder.arrange, torch.stack(tuple(rows)))
 
-    async def _encode(self, frame: torch.Tensor) -> torch.Tensor:
-        key = hashlib.sha256(frame.numpy().data).digest()
+    async def _encode(self, item: torch.Tensor) -> torch.Tensor:
+        key = hashlib.sha256(item.numpy().data).digest()
         known = self.cache.get(key)
         if known is not None:
             return known
         result = self._results.get(key)
         if result is None:
             result = self._results[key] = asyncio.get_running_loop().create_future()
-            self._waiting[key] = frame
+            self._waiting[key] = item
             if self._work is None or self._work.done():
                 self._work = asyncio.create_task(self._drain())
         return await asyncio.shield(result)  # one that goes away leaves the result to the others
@@ -105,13 +106,14 @@ class BatchedEncoder:
         """Encode until nothing waits."""
         while self._waiting:
             shape = next(iter(self._waiting.values())).shape
-            keys = [key for key, frame in self._waiting.items() if frame.shape == shape][: self._max_batch]
-            batch = torch.stack([self._waiting.pop(key) for key in keys])
-            await self._encode_batch(keys, batch)
+            any_length = self._encoder.takes_any_length
+            fitting = [key for key, item in self._waiting.items() if any_length or item.shape == shape]
+            keys = fitting[: self._max_batch]
+            await self._encode_batch(keys, [self._waiting.pop(key) for key in keys])
 
-    async def _encode_batch(self, keys: Sequence[Key], batch: torch.Tensor) -> None:
+    async def _encode_batch(self, keys: Sequence[Key], items: Sequence[torch.Tensor]) -> None:
         try:
-            encoded = await self._thread.run(self._encoder.encode, batch)
+            encoded = await self._thread.run(self._encoder.encode_together, items)
         except Exception as error:  # noqa: BLE001 -- whatever it is, those who wait must hear it
             for key in keys:
                 result = self._results.pop(key)

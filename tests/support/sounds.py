@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from multimodal_recipes.recipe import AudioRecipe, EdgePadding, MelFrontEnd
+from multimodal_recipes.recipe import AudioRecipe, EdgePadding, MelFrontEnd, PromptTemplate
 
 RATE: Final = 16_000
 
@@ -24,6 +24,14 @@ FRONT_END: Final = MelFrontEnd(
     padding=EdgePadding.REFLECT,
 )
 SALM: Final = AudioRecipe(mel=FRONT_END, frames_per_row=64)
+TEMPLATE: Final = PromptTemplate(
+    before="",
+    turn="{text}\nA:",
+    lead=" ",
+    between="[EOG]",
+    medium="{media}Q: ",
+    default_text="what's the transcription of the audio?",
+)
 
 
 def noise(samples: int) -> NDArray[np.float32]:

@@ -76,10 +76,15 @@ class Backend(Protocol):
 
 
 class Encoder(Protocol):
-    """Makes prompt rows of pixels."""
+    """Makes prompt rows of frames or sounds."""
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[frames, 3, height, width] to [frames, rows, hidden]."""
+    @property
+    def takes_any_length(self) -> bool:
+        """Whether items of one batch may be of different lengths."""
+        ...
+
+    def encode_together(self, items: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """[3, height, width] of frames of one shape, or [frames, bands] of sounds, to [rows, hidden] each."""
         ...
 
     def arrange(self, features: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from multimodal_worker.encoder import BatchedEncoder, MediaCache
 
 
 class Sums:
-    """Gives each frame's sum as one row of width 2; counts what it is given, and can be held."""
+    """Gives each item's sum as one row of width 2; counts what it is given, and can be held."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_any_length: bool = False) -> None:
+        self.takes_any_length = takes_any_length
         self.batches: list[int] = []
         self.may_go = threading.Event()
         self.may_go.set()
@@ -23,12 +25,13 @@ class Sums:
     def arrange(self, features: torch.Tensor) -> torch.Tensor:
         return features.flatten(0, 1)
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode_together(self, items: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         assert self.may_go.wait(10)
-        self.batches.append(len(pixels))
-        if torch.isnan(pixels).any():
+        assert self.takes_any_length or len({item.shape for item in items}) == 1
+        self.batches.append(len(items))
+        if any(item.isnan().any() for item in items):
             raise ValueError("not a number")
-        return pixels.sum((1, 2, 3))[:, None, None].repeat(1, 1, 2)
+        return [item.sum().expand(1, 2) for item in items]
 
 
 def medium(*values: float) -> torch.Tensor:
@@ -77,6 +80,20 @@ async def test_frames_of_different_sizes_are_never_one_batch() -> None:
     await asyncio.sleep(0.05)
     sums.may_go.set()
     assert [float(rows[0, 0]) for rows in await asyncio.gather(*tasks)] == [12, 27, 12, 48]
+
+
+async def test_sounds_of_different_lengths_are_one_batch() -> None:
+    sums = Sums(takes_any_length=True)
+    sums.may_go.clear()
+    encoder = batched(sums)
+    sounds = [torch.ones(1, frames, 80) for frames in (20, 2, 300, 2, 51)]
+    tasks = [asyncio.create_task(encoder.encode(sound)) for sound in sounds]
+    await asyncio.sleep(0.05)
+    sums.may_go.set()
+    rows = await asyncio.gather(*tasks)
+    assert [float(row[0, 0]) for row in rows] == [float(sound.sum()) for sound in sounds]
+    assert sum(sums.batches) == 4
+    assert len(sums.batches) <= 2
 
 
 async def test_one_who_goes_away_leaves_the_result_to_the_others() -> None:

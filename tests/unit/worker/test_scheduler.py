@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 import torch
@@ -31,6 +31,8 @@ HIDDEN = 2
 class Model:
     """Encodes a frame to two rows of its first value, embeds an id as itself, answers with the prompt's first row."""
 
+    takes_any_length = False
+
     def __init__(self) -> None:
         self.running = 0
         self.most = 0
@@ -45,8 +47,8 @@ class Model:
     def arrange(self, features: torch.Tensor) -> torch.Tensor:
         return features.flatten(0, 1)
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels[:, 0, 0, :1, None].expand(len(pixels), 2, HIDDEN)
+    def encode_together(self, items: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [item.flatten()[0].expand(2, HIDDEN) for item in items]
 
     def prompt_embeddings(self, ids: tuple[int, ...], media_at: list[int], media: torch.Tensor) -> torch.Tensor:
         text = torch.tensor(ids, dtype=torch.float32)[:, None].repeat(1, HIDDEN)
