@@ -121,6 +121,13 @@ class TritonSpec(Model):
     """Address that the server listens on inside its pod."""
 
 
+class OpenAiSpec(Model):
+    """How the OpenAI-compatible API is reached."""
+
+    port: Port = 9000
+    """Port of `/v1/chat/completions` and its companions."""
+
+
 class EngineStore(Model):
     """Where engines are kept: a claim that exists, or one that the operator makes."""
 
@@ -332,6 +339,8 @@ class Spec(Model):
     """Sizes the engine is built for; a change builds a new engine."""
     triton: TritonSpec = TritonSpec()
     """How Triton is reached."""
+    openai: OpenAiSpec = OpenAiSpec()
+    """How the OpenAI-compatible API is reached."""
     engine_store: EngineStore = EngineStore()
     """Where engines are kept."""
     engine: EngineSpec = EngineSpec()

@@ -199,11 +199,13 @@ RULES: Final = (
     ),
     Rule(
         "spec.triton",
-        lambda s: len({s.triton.http_port, s.triton.grpc_port, s.triton.metrics_port}) == 3,  # noqa: PLR2004 -- three ports
-        "self.triton.httpPort != self.triton.grpcPort && self.triton.httpPort != self.triton.metricsPort"
-        " && self.triton.grpcPort != self.triton.metricsPort",
-        "has ports {triton.httpPort}, {triton.grpcPort} and {triton.metricsPort}, which are not all different",
-        "give httpPort, grpcPort and metricsPort a number each",
+        lambda s: len({s.triton.http_port, s.triton.grpc_port, s.triton.metrics_port, s.openai.port}) == 4,  # noqa: PLR2004 -- four ports
+        "[self.triton.httpPort, self.triton.grpcPort, self.triton.metricsPort, self.openai.port].all(p,"
+        " [self.triton.httpPort, self.triton.grpcPort, self.triton.metricsPort, self.openai.port]"
+        ".filter(q, q == p).size() == 1)",
+        "has ports {triton.httpPort}, {triton.grpcPort} and {triton.metricsPort}, and spec.openai.port is {openai.port}"
+        ": they are not all different",
+        "give httpPort, grpcPort, metricsPort and spec.openai.port a number each",
     ),
     *_SOURCES_TO_COME,
     _not_yet(

@@ -67,11 +67,11 @@ def test_the_world_changes_while_the_operator_is_away(resource: Make, namespace:
     scale_operator(namespace, 0)
     kubectl("delete", "svc", "-n", namespace, "lonely")
     kubectl("wait", "-n", namespace, "job", "--for=condition=Complete", "--all", "--timeout=240s", seconds=250)
-    neva.edit(serving={"replicas": 2}, triton={"httpPort": 9000})
+    neva.edit(serving={"replicas": 2}, triton={"httpPort": 9500})
     scale_operator(namespace, 1)
     neva.until_ready()
     eventually(neva.answers, "the Service is back")
-    assert [port["port"] for port in get("-n", namespace, "svc", "lonely")["spec"]["ports"]] == [9000, 8001, 8002]
+    assert [port["port"] for port in get("-n", namespace, "svc", "lonely")["spec"]["ports"]] == [9500, 8001, 8002, 9000]
     assert neva.status["readyReplicas"] == 2
 
     scale_operator(namespace, 0)

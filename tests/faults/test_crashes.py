@@ -186,7 +186,7 @@ EDITS = st.sampled_from(
         {"serving": {"nodeSelector": None}},
         {"serving": {"env": [{"name": "A", "value": "1"}]}},
         {"serving": {"env": None}},
-        {"triton": {"httpPort": 9000}},
+        {"triton": {"httpPort": 9500}},
         {"triton": {"httpPort": 8000}},
         {"triton": {"modelName": "other"}},
         {"suspend": True},

@@ -73,7 +73,7 @@ async def test_nothing_is_written_when_nothing_changes(ready: Harness) -> None:
     [
         ({"serving": {"replicas": 3}}, ["deployments"]),
         ({"limits": {"maxInputLen": 8192}}, ["deployments", "jobs"]),
-        ({"triton": {"httpPort": 9000}}, ["services"]),
+        ({"triton": {"httpPort": 9500}}, ["services"]),
         ({"triton": {"modelName": "other"}}, ["deployments"]),
         ({"serving": {"resources": {"limits": {"memory": "4Gi"}}}}, ["deployments"]),
         ({"build": {"deadlineSeconds": 100}}, []),

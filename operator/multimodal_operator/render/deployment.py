@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from multimodal_operator.settings import Images
     from multimodal_operator.want import Wanted
 
-PORTS: Final = {"http": 8000, "grpc": 8001, "metrics": 8002}
+PORTS: Final = {"http": 8000, "grpc": 8001, "metrics": 8002, "openai": 9000}
 """Inside the pod; the Service maps the user's numbers to these names."""
 GRACE_SECONDS: Final = 60
 """Time that running requests have to finish."""

@@ -1,4 +1,4 @@
-"""The Service: one name and three ports, whatever the pods behind it."""
+"""The Service: one name and four ports, whatever the pods behind it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 def service(want: Wanted) -> Json:
     """Map the ports that users chose to the named ports of the pods, so that a new number touches no pod."""
     triton = want.spec.triton
-    ports = {"http": triton.http_port, "grpc": triton.grpc_port, "metrics": triton.metrics_port}
+    ports = {
+        "http": triton.http_port,
+        "grpc": triton.grpc_port,
+        "metrics": triton.metrics_port,
+        "openai": want.spec.openai.port,
+    }
     return {
         **child(SERVICE, want, want.name, child_labels(want, SERVING)),
         "spec": {

@@ -39,7 +39,7 @@ def test_what_decides_the_bytes_changes_the_key(changes: dict[str, Any]) -> None
     "changes",
     [
         {"serving": {"replicas": 3}},
-        {"triton": {"httpPort": 9000}},
+        {"triton": {"httpPort": 9500}},
         {"suspend": True},
         {"engine": {"backend": "torch"}},  # what auto means without GPUs
         {"limits": {"maxInputLen": 4096}},  # the default, written out

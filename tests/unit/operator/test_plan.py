@@ -51,7 +51,7 @@ def written(seen: Snapshot, seconds: float = 0) -> list[str]:
         ({}, []),
         ({"serving": {"replicas": 3}}, ["Apply Deployment"]),
         (OTHER_SIZES, ["Create Job", "Delete Job"]),  # a new key: the old pods keep serving
-        ({"triton": {"httpPort": 9000}}, ["Apply Service"]),
+        ({"triton": {"httpPort": 9500}}, ["Apply Service"]),
         ({"triton": {"modelName": "other"}}, ["Apply Deployment"]),
         ({"serving": {"nodeSelector": {"disk": "fast"}}}, ["Apply Deployment"]),
         ({"build": {"image": "other:1"}}, []),

@@ -179,7 +179,7 @@ def test_what_a_job_keeps_and_who_made_it_is_no_reason_to_make_it_anew() -> None
 
 
 def test_the_server_is_told_its_engine_and_names() -> None:
-    wanted = want(resource(triton={"modelName": "m", "modelVersion": 3, "httpPort": 9000, "httpAddress": "10.0.0.1"}))
+    wanted = want(resource(triton={"modelName": "m", "modelVersion": 3, "httpPort": 9500, "httpAddress": "10.0.0.1"}))
     main = pod_of(deployment.deployment(wanted, IMAGES, store_uid=STORE_UID))["containers"][0]
     args: list[str] = main["args"]
     given = dict(zip(args[::2], args[1::2], strict=True))
@@ -192,7 +192,7 @@ def test_the_server_is_told_its_engine_and_names() -> None:
     assert mounts["/engines"]["readOnly"]
     assert "/dev/shm" in mounts
     (http, *_rest) = service.service(wanted)["spec"]["ports"]
-    assert (http["port"], http["targetPort"]) == (9000, "http")
+    assert (http["port"], http["targetPort"]) == (9500, "http")
 
 
 @pytest.mark.parametrize(
