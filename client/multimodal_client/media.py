@@ -74,7 +74,8 @@ def _picture(media: Media) -> Tensors:
 def _video(media: Media, *, choose: Choice) -> Tensors:
     if isinstance(media, np.ndarray):
         given = _rgb(media, ("frames", "height", "width"))
-        frames = given[list(choose(len(given)))]
+        places = choose(len(given))
+        frames = given if len(places) == len(given) else given[list(places)]
     else:
         data, at = _content(media)
         frames = videos.decode(data, at=at, choose=choose)

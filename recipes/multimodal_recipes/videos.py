@@ -35,6 +35,9 @@ MAX_SECONDS: Final = 3600
 MAX_BYTES: Final = 2**31
 """Of all wanted frames as RGB: 345 frames of 1920 by 1080."""
 
+THREADS: Final = 4
+"""Of one decoder; each holds frames of its own."""
+
 CONTAINERS: Final = ((4, b"ftyp", "mp4"), (0, b"\x1aE\xdf\xa3", "matroska"), (8, b"AVI ", "avi"))
 """Where a file says what it is, what it says, and FFmpeg's name for that. FFmpeg is never left to guess: among what it
 would recognise are playlists, which make it read other files and addresses."""
@@ -146,6 +149,7 @@ def _open(data: bytes, kind: str, *, at: str) -> Iterator[tuple[InputContainer, 
             )
         stream.codec_context.options = limit
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = THREADS
         yield container, stream
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 from multimodal_api import wire
 from multimodal_api.errors import ProductError
 from multimodal_api.families import FAMILIES, Family, Modality
-from multimodal_client import Client, NemoQueryMultimodal
+from multimodal_client import Client, NemoQueryMultimodal, kserve
 from multimodal_client import main as command
+from multimodal_client.media import load
 from multimodal_recipes.waves import Wave
 from support.clips import LOSSLESS, animate, encode, noise
 from tests.unit.client.conftest import KServe
@@ -140,3 +141,8 @@ def test_what_a_family_does_not_take_is_never_sent(server: KServe, family: Famil
     with pytest.raises(ProductError, match=words):
         Client(server.address, "m", family=family).query("?", media)  # type: ignore[arg-type]
     assert server.asked == []
+
+
+def test_frames_are_not_copied_on_their_way() -> None:
+    tensor = load(VIDEO, Family.VIDEO_NEVA)["input_media"]
+    assert np.shares_memory(np.frombuffer(kserve._to_bytes(tensor), np.uint8), VIDEO)
