@@ -9,8 +9,9 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.worker_protocol import FinishReason, Sampling
+from multimodal_recipes import waves
 from multimodal_recipes.images import decode
-from multimodal_server.openai_schema import Logprobs, TextPart, TokenLogprob, TopLogprob
+from multimodal_server.openai_schema import AudioPart, Logprobs, TextPart, TokenLogprob, TopLogprob
 from multimodal_server.questions import Names, Question, Said, refuse
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from multimodal_api.engine import Limits
     from multimodal_recipes.tokenizer import Tokenizer
     from multimodal_server.openai_schema import ChatRequest, Finish, Message, Part
-    from multimodal_server.questions import Frames
+    from multimodal_server.questions import Shown
     from multimodal_server.replies import Piece
 
 NAMES: Final = Names("messages", "messages", "max_completion_tokens")
@@ -106,7 +107,7 @@ def _turns(messages: list[Message]) -> Iterator[Said]:
     The template's own system part was part of the training and stays; a system message stands in front of what the user
     says first.
     """
-    asked: tuple[str | Frames, ...] | None = None
+    asked: tuple[str | Shown, ...] | None = None
     system = ""
     for number, message in enumerate(messages):
         at = f"messages[{number}]"
@@ -133,11 +134,11 @@ def _text(message: Message, at: str) -> str:
     if isinstance(message.content, str):
         return message.content
     if not all(isinstance(part, TextPart) for part in message.content):
-        raise refuse(at, f"is a {message.role} message with a picture", "give pictures in user messages")
+        raise refuse(at, f"is a {message.role} message with media", "give pictures and sounds in user messages")
     return "".join(part.text for part in message.content if isinstance(part, TextPart))
 
 
-def _content(message: Message, at: str) -> tuple[str | Frames, ...]:
+def _content(message: Message, at: str) -> tuple[str | Shown, ...]:
     parts: list[Part] | str = message.content
     content = (
         (parts,) if isinstance(parts, str) else tuple(_part(part, f"{at}.content[{i}]") for i, part in enumerate(parts))
@@ -147,17 +148,23 @@ def _content(message: Message, at: str) -> tuple[str | Frames, ...]:
     return content
 
 
-def _part(part: Part, at: str) -> str | Frames:
+def _part(part: Part, at: str) -> str | Shown:
     if isinstance(part, TextPart):
         return part.text
+    if isinstance(part, AudioPart):
+        at = f"{at}.input_audio.data"
+        return waves.decode(_bytes(part.input_audio.data, at), at=at)
     at = f"{at}.image_url.url"
     found = _DATA_URI.fullmatch(part.image_url.url)
     if found is None:
         raise refuse(
             at, "is no data URI, and this server fetches nothing", "send the picture itself: data:image/png;base64,..."
         )
+    return decode(_bytes(found[1], at), at=at)[None]
+
+
+def _bytes(encoded: str, at: str) -> bytes:
     try:
-        data = base64.b64decode(found[1], validate=True)
+        return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise refuse(at, "is not valid base64", "encode the file's bytes as base64, without line breaks") from None
-    return decode(data, at=at)[None]

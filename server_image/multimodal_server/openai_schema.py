@@ -44,7 +44,22 @@ class ImagePart(_Model):
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class InputAudio(_Model):
+    """A recording."""
+
+    data: str
+    """Content of the file, as base64."""
+    format: Literal["wav"]
+
+
+class AudioPart(_Model):
+    """A sound."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
 
 
 class Message(_Model):

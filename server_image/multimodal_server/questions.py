@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -17,6 +17,7 @@ from multimodal_recipes.frames import choose_frames
 from multimodal_recipes.images import preprocess
 from multimodal_recipes.layout import lay_out, lay_out_sound
 from multimodal_recipes.prompt import Turn, render
+from multimodal_recipes.recipe import MEDIA_SLOT
 from multimodal_recipes.waves import Wave, to_mono
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from multimodal_api.engine import Limits
     from multimodal_recipes.prompt import Medium, Prompt
-    from multimodal_recipes.recipe import AudioRecipe, VisionRecipe
+    from multimodal_recipes.recipe import AudioRecipe, PromptTemplate, VisionRecipe
     from multimodal_server.engine import ServedEngine
 
 Frames = NDArray[np.uint8]
@@ -101,9 +102,12 @@ def prepare(question: Question, engine: ServedEngine) -> Prepared:
         ProductError: the engine has no room for it; nothing has been resized or resampled then.
     """
     recipe = engine.recipe
-    shown = [part for said in question.turns for part in said.content if not isinstance(part, str)]
+    said = question.turns
+    if recipe.audio is not None:
+        said = tuple(_sound_first(each, recipe.template, question.names.media) for each in said)
+    shown = [part for each in said for part in each.content if not isinstance(part, str)]
     laid = [_lay_out(part, engine, question.names.media) for part in shown]
-    turns = tuple(_turns(question.turns, (each.medium for each in laid)))
+    turns = tuple(_turns(said, (each.medium for each in laid)))
     prompt = engine.tokenizer.encode(render(recipe.template, turns))
     room = recipe.max_positions - len(prompt.ids)
     length = question.max_output_len or max(1, min(engine.limits.max_output_len, room))
@@ -159,6 +163,20 @@ def check_prompt(prompt: Prompt, *, max_output_len: int, limits: Limits, max_pos
 def refuse(at: str, problem: str, remedy: str) -> ProductError:
     """Make the error of a request that is wrong."""
     return ProductError(Reason.REQUEST_REFUSED, at=at, problem=problem, remedy=remedy)
+
+
+def _sound_first(said: Said, template: PromptTemplate, at: str) -> Said:
+    """Order a turn as in training: a sound, then the words between it and the question, then the question.
+
+    A later turn about the same sound has those words too.
+    """
+    sounds = [part for part in said.content if not isinstance(part, str)]
+    if len(sounds) > 1:
+        raise refuse(at, f"holds {len(sounds)} sounds in one turn", "send one, or join them in one recording")
+    words = [part for part in said.content if isinstance(part, str)]
+    if not sounds:
+        words.insert(0, template.medium.partition(MEDIA_SLOT)[2])
+    return replace(said, content=(*sounds, *words))
 
 
 class _Laid(NamedTuple):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import wave as wave_files
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +24,11 @@ from multimodal_recipes.recipe import Recipe
 from multimodal_recipes.tokenizer import Tokenizer
 from multimodal_recipes.waves import Wave, to_mono
 from multimodal_server.answers import Responder
+from multimodal_server.chat import read_chat
 from multimodal_server.engine import ServedEngine
 from multimodal_server.limits import SOUND_NAMES, read_question
 from multimodal_server.metrics import Metrics
+from multimodal_server.openai_schema import ChatRequest
 from multimodal_server.questions import MAX_SECONDS, Prepared, Question, Said, prepare
 from multimodal_server.worker_client import WorkerClient
 from tests.support.sounds import FRONT_END, RATE, SALM, TEMPLATE, chirp, noise
@@ -158,6 +163,53 @@ def test_a_recording_is_mixed_down_and_resampled(engine: ServedEngine) -> None:
     ready = prepare(asking(wave, "what?"), engine)
     wanted = preprocess(to_mono(wave, RATE), FRONT_END, at="sound")
     assert np.array_equal(np.frombuffer(ready.buffers[0], np.float32).reshape(wanted.shape), wanted)
+
+
+def test_a_sound_stands_in_front_wherever_it_was_said(engine: ServedEngine) -> None:
+    wave = Wave(SOUND[:, None], RATE)
+    assert text_of(engine, prepare(asking("be ", "brief", wave), engine)) == "Q: be brief\nA:"
+
+
+def test_a_later_turn_is_framed_as_the_first(engine: ServedEngine) -> None:
+    turns = (Said((Wave(SOUND[:, None], RATE), "one?"), "two"), Said(("three?",)))
+    assert text_of(engine, prepare(replace(asking(), turns=turns), engine)) == "Q: one?\nA: two[EOG]Q: three?\nA:"
+
+
+def test_two_sounds_in_a_turn_are_refused(engine: ServedEngine) -> None:
+    wave = Wave(SOUND[:, None], RATE)
+    with pytest.raises(ProductError, match="holds 2 sounds in one turn; send one"):
+        prepare(asking(wave, "what?", wave), engine)
+
+
+def chat(*parts: dict[str, Any]) -> ChatRequest:
+    return ChatRequest.model_validate({"model": "tiny", "messages": [{"role": "user", "content": list(parts)}]})
+
+
+def input_audio(data: str) -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
+def test_openai_s_part_is_the_file(engine: ServedEngine) -> None:
+    file = io.BytesIO()
+    stored = (noise(44_100) * 2**15).astype("<i2")
+    with wave_files.open(file, "wb") as writer:
+        writer.setnchannels(2)
+        writer.setsampwidth(2)
+        writer.setframerate(44_100)
+        writer.writeframes(np.stack([stored, stored], axis=1).tobytes())
+    part = input_audio(base64.b64encode(file.getvalue()).decode())
+    ready = prepare(read_chat(chat({"type": "text", "text": "what?"}, part), engine.limits), engine)
+    wanted = to_mono(Wave(stored[:, None].astype(np.float32) / np.float32(2**15), 44_100), RATE)
+    frames = preprocess(wanted, FRONT_END, at="sound")
+    assert np.array_equal(np.frombuffer(ready.buffers[0], np.float32).reshape(frames.shape), frames)
+    assert text_of(engine, ready) == "Q: what?\nA:"
+
+
+@pytest.mark.parametrize(("data", "problem"), [("*", "not valid base64"), ("aGk=", "no WAV file")])
+def test_what_is_no_file_is_refused_by_its_place(engine: ServedEngine, data: str, problem: str) -> None:
+    with pytest.raises(ProductError, match=problem) as refused:
+        read_chat(chat(input_audio(data)), engine.limits)
+    assert refused.value.failure.at == "messages[0].content[0].input_audio.data"
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100, 192_000])
