@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 AHEAD_BYTES: Final = 384 * 2**20
 """Most bytes of tensors that are held at once; a larger tensor is held alone."""
-PIECE_BYTES: Final = 4 * 2**20
-"""Large enough that handing a piece to another thread costs nothing, small enough to stay in the processor's caches."""
+PIECE_BYTES: Final = 16 * 2**20
+"""Large enough that handing a piece to another thread costs little where others want the processors too."""
 
 
 def read_ahead(
