@@ -57,6 +57,7 @@ class Tiny:
 
 FAMILIES = (
     Tiny(Family.VIDEO_NEVA, LlmType.GPTNEXT, "video_neva"),
+    Tiny(Family.LITA, LlmType.LLAMA, "lita"),
     Tiny(Family.VITA, LlmType.LLAMA, "vita"),
     Tiny(Family.VILA, LlmType.LLAMA, "vila"),
     Tiny(Family.SALM, LlmType.LLAMA, "salm"),
