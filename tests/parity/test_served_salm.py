@@ -6,9 +6,10 @@ transformers' Llama. Only Triton is left out: `tests/triton` has it.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import LlamaForCausalLM
 
 from multimodal_api.engine import MODEL_DIR
 from multimodal_api.worker_protocol import Ready, Sampling
+from multimodal_modeling.audio import AudioEncoder
 from multimodal_recipes.audio import preprocess
 from multimodal_recipes.waves import Wave
 from multimodal_server.answers import Responder
@@ -31,6 +33,8 @@ from multimodal_server.limits import SOUND_NAMES
 from multimodal_server.metrics import Metrics
 from multimodal_server.questions import Question, Said
 from multimodal_server.worker_client import WorkerClient
+from multimodal_worker.device import DeviceThread
+from multimodal_worker.encoder import BatchedEncoder, MediaCache
 from support import tiny_salm
 from support.archives import CKPT, Archive
 from support.naive_conformer import hear
@@ -40,6 +44,8 @@ pytestmark = pytest.mark.parity
 
 TOLERANCE = 1e-4
 """Of log probabilities in float32."""
+ROWS = 1e-5
+"""Of the rows, relative to the largest."""
 WRONG = 100
 """A mistake moves them by more than so many tolerances."""
 START_SECONDS = 100.0
@@ -157,3 +163,28 @@ def test_a_sound_is_encoded_once(served: Responder) -> None:
         1,
         0,
     )
+
+
+async def test_sounds_of_unequal_lengths_share_a_batch_and_keep_their_rows(engine: Path, reference: Reference) -> None:
+    """What a worker with a GPU does; on a CPU each sound is a batch of its own."""
+    encoder = AudioEncoder.load(engine / MODEL_DIR, device=torch.device("cpu"))
+    sizes: list[int] = []
+
+    def together(sounds: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        sizes.append(len(sounds))
+        return AudioEncoder.encode_together(encoder, sounds)
+
+    encoder.encode_together = together  # type: ignore[method-assign] # counted
+    thread = DeviceThread()
+    batched = BatchedEncoder(encoder, thread, max_batch=4, cache=MediaCache())
+    heard = {
+        len(case.medium): torch.from_numpy(preprocess(case.medium, FRONT_END, at="sound")) for case in tiny_salm.cases()
+    }
+    found = await asyncio.gather(*(batched.encode(frames[None]) for frames in heard.values()))
+    thread.close()
+    assert len(heard) > 2
+    assert max(sizes) > 1
+    for rows, frames in zip(found, heard.values(), strict=True):
+        wanted = hear(reference.state, frames)
+        assert rows.shape == wanted.shape
+        assert float((rows - wanted).abs().max() / wanted.abs().max()) <= ROWS
