@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+import pytest
+
 from multimodal_api import labels
 from multimodal_api.build import Progress, Stage
 from multimodal_operator.inquiries import Inquiries
@@ -87,9 +91,8 @@ async def test_a_claim_that_is_watched_is_never_asked_for() -> None:
     assert asked.calls == []
 
 
-async def test_a_build_is_asked_for_its_progress_and_its_silence_is_no_error() -> None:
-    eye, mirror, asked, clock = observer()
-    asked.claims["checkpoints"] = a_claim("checkpoints", "Bound")
+def put_build(mirror: Mirror, container: Json) -> None:
+    """A Job that the API server has no verdict on, and its pod with the container in a state."""
     wanted = want(resource())
     marks = {
         labels.LABEL_INSTANCE: "neva",
@@ -100,9 +103,26 @@ async def test_a_build_is_asked_for_its_progress_and_its_silence_is_no_error() -
     meta = {"namespace": "test", "labels": marks, "creationTimestamp": "2026-11-23T12:00:00Z", "resourceVersion": "3"}
     mirror.put(JOB, {"metadata": meta | {"name": wanted.job_name(Purpose.BUILD), "uid": "uid-of-job"}})
     owner = [{"uid": "uid-of-job", "controller": True}]
-    state = {"phase": "Running", "podIP": "192.0.2.7", "containerStatuses": [{"state": {"running": {}}}]}
-    pod = {"metadata": meta | {"name": "p", "uid": "uid-of-pod", "ownerReferences": owner}, "status": state}
-    mirror.put(POD, pod)
+    status = {"phase": "Running", "podIP": "192.0.2.7", "containerStatuses": [{"state": container}]}
+    mirror.put(POD, {"metadata": meta | {"name": "p", "uid": "uid-of-pod", "ownerReferences": owner}, "status": status})
+
+
+@pytest.mark.parametrize(("code", "succeeded"), [(0, True), (1, False), (3, False)])
+async def test_a_build_is_over_when_its_pod_is(code: int, succeeded: bool) -> None:  # noqa: FBT001 -- a table
+    """The Job's own controller takes two seconds longer to say that it is complete."""
+    eye, mirror, *_ = observer()
+    put_build(mirror, {"terminated": {"exitCode": code, "finishedAt": "2026-11-23T12:00:09Z"}})
+    seen = await eye.snapshot("test", "neva")
+    assert seen is not None
+    (job,) = seen.jobs
+    assert job.succeeded is succeeded
+    assert job.finished == (datetime(2026, 11, 23, 12, 0, 9, tzinfo=UTC) if succeeded else None)
+
+
+async def test_a_build_is_asked_for_its_progress_and_its_silence_is_no_error() -> None:
+    eye, mirror, asked, clock = observer()
+    asked.claims["checkpoints"] = a_claim("checkpoints", "Bound")
+    put_build(mirror, {"running": {}})
     for _ in range(2):
         seen = await eye.snapshot("test", "neva")
         assert seen is not None
