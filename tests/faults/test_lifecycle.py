@@ -364,7 +364,7 @@ async def test_hand_edits_are_put_right(ready: Harness) -> None:
     ready.api.edit(SERVICE_ACCOUNT, NAMESPACE, "neva", {"metadata": {"labels": {labels.LABEL_MANAGED_BY: None}}})
     await ready.settle()
     assert child(ready, DEPLOYMENT)["spec"] == wanted
-    assert [port["port"] for port in child(ready, SERVICE)["spec"]["ports"]] == [8000, 8001, 8002]
+    assert [port["port"] for port in child(ready, SERVICE)["spec"]["ports"]] == [8000, 8001, 8002, 9000]
     assert child(ready, SERVICE_ACCOUNT)["metadata"]["labels"][labels.LABEL_MANAGED_BY] == labels.MANAGED_BY
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kubernetes.config import kube_config
 from PIL import Image
 
 from multimodal_client import main as command
@@ -63,7 +64,8 @@ def test_an_error_is_one_line_and_exit_code_1(
 
 
 def test_no_cluster(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    # The library looks at KUBECONFIG while it is imported, which a person's shell may have set.
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run(monkeypatch, "status", "-n", "x") == 1
