@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from multimodal_recipes.recipe import TimeTokens
 
 _SECONDS: Final = re.compile(r"<(\d+(?:\.\d+)?)>")
-_TOKEN: Final = re.compile(r"<t(\d+)>")
+_TOKEN: Final = re.compile(r"<t(0|[1-9][0-9]*)>")
 
 
 def token_for(times: TimeTokens, seconds: float, *, duration: float) -> str:
@@ -21,7 +21,7 @@ def token_for(times: TimeTokens, seconds: float, *, duration: float) -> str:
         duration: Of the video, in seconds, more than 0.
     """
     last = times.count - 1
-    return f"<t{min(last, max(0, round(last * seconds / duration)))}>"
+    return f"<t{min(last, max(0, round(last * min(seconds, duration) / duration)))}>"
 
 
 def encode_times(times: TimeTokens, text: str, *, duration: float) -> str:
@@ -38,3 +38,32 @@ def decode_times(times: TimeTokens, text: str, *, duration: float) -> str:
         return f"<{index * duration / last:.2f}>" if index <= last else match[0]
 
     return _TOKEN.sub(seconds, text)
+
+
+class TimeStream:
+    """`decode_times` of a text that comes in pieces: whole, it gives the same, and nothing is ever taken back."""
+
+    def __init__(self, times: TimeTokens, duration: float) -> None:
+        """Begin.
+
+        Args:
+            times: The model's.
+            duration: Of the video, in seconds.
+        """
+        self._times = times
+        self._duration = duration
+        digits = len(str(times.count - 1))
+        self._begun = re.compile(rf"<(?:t(?:0|[1-9][0-9]{{0,{digits - 1}}})?)?\Z")
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Add a piece and give what is now certain: what may be the beginning of a token is held back."""
+        text = self._held + text
+        begun = self._begun.search(text)
+        self._held = text[begun.start() :] if begun else ""
+        return decode_times(self._times, text.removesuffix(self._held), duration=self._duration)
+
+    def finish(self) -> str:
+        """Give what was held back, now that nothing follows: it was the beginning of no token."""
+        held, self._held = self._held, ""
+        return held

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import av
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from av.container import InputContainer
     from av.video.codeccontext import VideoCodecContext
+    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
 
@@ -52,22 +53,44 @@ _CHANNELS: Final = 3
 _AGAIN: Final = "copy it again from its source, or convert it anew"
 
 
+class Video(NamedTuple):
+    """A decoded video."""
+
+    frames: NDArray[np.uint8]
+    """[frames, height, width, 3], RGB: those that were wanted."""
+    seconds: float | None
+    """From the beginning of its first frame to the end of its last, wanted or not; more than 0. None where the file
+    does not tell."""
+
+
 def all_frames(total: int) -> range:
     """Want every frame."""
     return range(total)
 
 
 def decode(data: bytes, *, at: str, choose: Choice = all_frames) -> NDArray[np.uint8]:
-    """Decode the frames of a video that are wanted.
+    """Decode the frames of a video that are wanted: `read` for those who need no duration.
+
+    Returns:
+        [frames, height, width, 3].
+
+    Raises:
+        ProductError: as `read` does.
+    """
+    return read(data, at=at, choose=choose).frames
+
+
+def read(data: bytes, *, at: str, choose: Choice = all_frames) -> Video:
+    """Decode the frames of a video that are wanted, and tell how long it is.
 
     Args:
         data: Content of an MP4, WebM, MKV or AVI file, or of an animated GIF, WebP or PNG.
         at: What to call it in an error.
-        choose: Which frames are wanted.
+        choose: Which frames are wanted. Called before anything is decoded; what it raises is let through.
 
     Returns:
-        [frames, height, width, 3] RGB at full resolution. What was recorded turned is upright, as NeMo's training and
-        client see it through decord.
+        The frames at full resolution. What was recorded turned is upright, as NeMo's training and client see it through
+        decord.
 
     Raises:
         ProductError: not a video, of another codec than `CODECS`, damaged, or larger than `images.MAX_PIXELS`,
@@ -82,13 +105,13 @@ def decode(data: bytes, *, at: str, choose: Choice = all_frames) -> NDArray[np.u
         raise _refused(at, f"the video is damaged: {error.strerror}", _AGAIN) from None
 
 
-def _decode_container(data: bytes, kind: str, choose: Choice, *, at: str) -> NDArray[np.uint8]:
+def _decode_container(data: bytes, kind: str, choose: Choice, *, at: str) -> Video:
     """Decode once, or, where not every packet is a frame, once more with the number of frames that was found."""
     total = _packets(data, kind, at=at)
-    frames, found = _take(data, kind, choose(total), at=at)
+    video, found = _take(data, kind, choose(total), at=at)
     if found == total:
-        return frames
-    del frames
+        return video
+    del video
     return _take(data, kind, choose(found), at=at)[0]
 
 
@@ -109,13 +132,15 @@ def _packets(data: bytes, kind: str, *, at: str) -> int:
     return total
 
 
-def _take(data: bytes, kind: str, wanted: Sequence[int], *, at: str) -> tuple[NDArray[np.uint8], int]:
-    """Decode all frames; give those that are wanted and there, and how many there are."""
+def _take(data: bytes, kind: str, wanted: Sequence[int], *, at: str) -> tuple[Video, int]:
+    """Decode all frames; give the video with those that are wanted and there, and how many there are."""
     with _open(data, kind, at=at) as (container, stream):
         size = (stream.height, stream.width)
         taken = _room(len(wanted), size, at=at)
         places = _places(wanted)
         found = turns = 0
+        times: list[float] = []
+        last = 0.0
         for frame in container.decode(stream):
             _check_total(found + 1, at=at)
             if (frame.height, frame.width) != size:
@@ -126,10 +151,31 @@ def _take(data: bytes, kind: str, wanted: Sequence[int], *, at: str) -> tuple[ND
                 taken[places[found]] = frame.to_ndarray(format="rgb24")
             if found == 0:
                 turns = _quarter_turns(frame.rotation)
+            if frame.time is not None:
+                times.append(frame.time)
+                last = _length(frame)
             found += 1
     if found == 0:
         raise _refused(at, "a video of which no frame can be decoded", _AGAIN)
-    return np.ascontiguousarray(np.rot90(taken, turns, axes=(1, 2))), found
+    return Video(np.ascontiguousarray(np.rot90(taken, turns, axes=(1, 2))), _seconds(times, last)), found
+
+
+def _length(frame: VideoFrame) -> float:
+    """Give the seconds that one frame is shown; 0 where the file does not tell."""
+    return max(0.0, float(frame.duration * frame.time_base)) if frame.duration and frame.time_base else 0.0
+
+
+def _seconds(times: Sequence[float], last: float) -> float | None:
+    """Give a video's length.
+
+    Args:
+        times: When its frames begin.
+        last: How long its last frame is shown; 0 is as long as the others on average.
+    """
+    if not times:
+        return None
+    between = max(times) - min(times)
+    return between + (last or between / max(1, len(times) - 1)) or None
 
 
 def _quarter_turns(degrees: int) -> int:
@@ -162,7 +208,7 @@ def _open(data: bytes, kind: str, *, at: str) -> Iterator[tuple[InputContainer, 
         yield container, stream
 
 
-def _decode_animation(data: bytes, choose: Choice, *, at: str) -> NDArray[np.uint8]:
+def _decode_animation(data: bytes, choose: Choice, *, at: str) -> Video:
     """Decode with Pillow, whose animations lead from each frame to the next."""
     with images.opened(data, ANIMATIONS, at=at) as animation:
         first = int(animation.info.get("default_image", False))  # of a PNG, for programs that know no animations
@@ -170,10 +216,15 @@ def _decode_animation(data: bytes, choose: Choice, *, at: str) -> NDArray[np.uin
         _check_total(total, at=at)
         wanted = choose(total)
         taken = _room(len(wanted), (animation.height, animation.width), at=at)
-        for place, rows in sorted(_places(wanted).items()):
+        places = _places(wanted)
+        milliseconds = 0.0
+        for place in range(total):
             animation.seek(first + place)
-            taken[rows] = animation.convert("RGB")
-    return taken
+            animation.load()  # WebP tells a frame's time no earlier
+            milliseconds += animation.info.get("duration", 0)
+            if place in places:
+                taken[places[place]] = animation.convert("RGB")
+    return Video(taken, milliseconds / 1000 or None)
 
 
 def _places(wanted: Sequence[int]) -> dict[int, list[int]]:

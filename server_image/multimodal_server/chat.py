@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 import secrets
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.worker_protocol import FinishReason, Sampling
-from multimodal_recipes import waves
-from multimodal_recipes.images import decode
-from multimodal_server.openai_schema import AudioPart, Logprobs, TextPart, TokenLogprob, TopLogprob
+from multimodal_server.openai_schema import Logprobs, TextPart, TokenLogprob, TopLogprob
+from multimodal_server.parts import PartReader
 from multimodal_server.questions import Names, Question, Said, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from multimodal_api.engine import Limits
+    from multimodal_recipes.recipe import Recipe
     from multimodal_recipes.tokenizer import Tokenizer
-    from multimodal_server.openai_schema import ChatRequest, Finish, Message, Part
+    from multimodal_server.openai_schema import ChatRequest, Finish, Message
     from multimodal_server.questions import Shown
     from multimodal_server.replies import Piece
 
 NAMES: Final = Names("messages", "messages", "max_completion_tokens")
 TINY_NUCLEUS: Final = 1e-6
 """What a `top_p` of 0 means here: the best token alone. The worker's 0 is no bound."""
-_DATA_URI: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[^;,]*)*;base64,(.*)", re.DOTALL)
 _SYSTEM: Final = frozenset({"system", "developer"})
 
 
-def read_chat(request: ChatRequest, limits: Limits) -> Question:
+def read_chat(request: ChatRequest, limits: Limits, recipe: Recipe) -> Question:
     """Make a question of a request whose fields have been checked one by one.
 
+    Args:
+        request: as it came.
+        limits: of the engine.
+        recipe: of its model.
+
     Raises:
-        ProductError: the messages are no conversation, a picture cannot be read, or a limit of the engine is exceeded.
+        ProductError: the messages are no conversation, a medium cannot be read or is not what the model takes, or a
+            limit of the engine is exceeded.
     """
     length = request.max_completion_tokens or request.max_tokens
     if length is not None and length > limits.max_output_len:
@@ -54,7 +56,7 @@ def read_chat(request: ChatRequest, limits: Limits) -> Question:
         raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
     stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     return Question(
-        turns=tuple(_turns(request.messages)),
+        turns=tuple(_turns(request.messages, PartReader(limits, recipe))),
         sampling=_sampling(request),
         max_output_len=length,
         names=NAMES,
@@ -101,7 +103,7 @@ def _sampling(request: ChatRequest) -> Sampling:
     )
 
 
-def _turns(messages: list[Message]) -> Iterator[Said]:
+def _turns(messages: list[Message], reader: PartReader) -> Iterator[Said]:
     """Pair what the user said with what was answered.
 
     The template's own system part was part of the training and stays; a system message stands in front of what the user
@@ -118,7 +120,7 @@ def _turns(messages: list[Message]) -> Iterator[Said]:
         elif message.role == "user":
             if asked is not None:
                 raise refuse(at, "is the second user message in a row", "join them in one message, as parts")
-            asked = (*((system,) if system else ()), *_content(message, at))
+            asked = (*((system,) if system else ()), *_content(message, reader, at))
             system = ""
         else:
             if asked is None:
@@ -134,37 +136,17 @@ def _text(message: Message, at: str) -> str:
     if isinstance(message.content, str):
         return message.content
     if not all(isinstance(part, TextPart) for part in message.content):
-        raise refuse(at, f"is a {message.role} message with media", "give pictures and sounds in user messages")
+        raise refuse(at, f"is a {message.role} message with media", "give pictures, videos and sounds in user messages")
     return "".join(part.text for part in message.content if isinstance(part, TextPart))
 
 
-def _content(message: Message, at: str) -> tuple[str | Shown, ...]:
-    parts: list[Part] | str = message.content
+def _content(message: Message, reader: PartReader, at: str) -> tuple[str | Shown, ...]:
+    parts = message.content
     content = (
-        (parts,) if isinstance(parts, str) else tuple(_part(part, f"{at}.content[{i}]") for i, part in enumerate(parts))
+        (parts,)
+        if isinstance(parts, str)
+        else tuple(reader.read(part, f"{at}.content[{i}]") for i, part in enumerate(parts))
     )
     if not any(not isinstance(part, str) or part.strip() for part in content):
         raise refuse(at, "is empty", "send a question")
     return content
-
-
-def _part(part: Part, at: str) -> str | Shown:
-    if isinstance(part, TextPart):
-        return part.text
-    if isinstance(part, AudioPart):
-        at = f"{at}.input_audio.data"
-        return waves.decode(_bytes(part.input_audio.data, at), at=at)
-    at = f"{at}.image_url.url"
-    found = _DATA_URI.fullmatch(part.image_url.url)
-    if found is None:
-        raise refuse(
-            at, "is no data URI, and this server fetches nothing", "send the picture itself: data:image/png;base64,..."
-        )
-    return decode(_bytes(found[1], at), at=at)[None]
-
-
-def _bytes(encoded: str, at: str) -> bytes:
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        raise refuse(at, "is not valid base64", "encode the file's bytes as base64, without line breaks") from None

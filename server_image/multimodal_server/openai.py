@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 2**27
-"""Of a request: base64 of the largest pictures that are decoded."""
+"""Of a request: base64 of the largest pictures that are decoded, or of a video of 96 MiB."""
 START_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.05
 RETRY_AFTER_SECONDS: Final = 1
@@ -168,7 +168,8 @@ class OpenAiPort:
             self._running -= 1
 
     def _prepare(self, asked: ChatRequest) -> Prepared:
-        return self._responder.prepare(read_chat(asked, self._responder.engine.limits))
+        engine = self._responder.engine
+        return self._responder.prepare(read_chat(asked, engine.limits, engine.recipe))
 
     async def _answer(self, prepared: Prepared, head: dict[str, Any]) -> web.Response:
         """Answer at once, when all is there."""

@@ -44,6 +44,20 @@ class ImagePart(_Model):
     image_url: ImageUrl
 
 
+class VideoUrl(_Model):
+    """Where a video is."""
+
+    url: str
+    """A data URI with base64 content; this server fetches nothing."""
+
+
+class VideoPart(_Model):
+    """A video."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
 class InputAudio(_Model):
     """A recording."""
 
@@ -59,7 +73,7 @@ class AudioPart(_Model):
     input_audio: InputAudio
 
 
-Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+Part = Annotated[TextPart | ImagePart | VideoPart | AudioPart, Field(discriminator="type")]
 
 
 class Message(_Model):

@@ -18,6 +18,8 @@ from multimodal_recipes.images import preprocess
 from multimodal_recipes.layout import lay_out, lay_out_sound
 from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.recipe import MEDIA_SLOT
+from multimodal_recipes.time_tokens import encode_times
+from multimodal_recipes.videos import Video
 from multimodal_recipes.waves import Wave, to_mono
 
 if TYPE_CHECKING:
@@ -25,13 +27,13 @@ if TYPE_CHECKING:
 
     from multimodal_api.engine import Limits
     from multimodal_recipes.prompt import Medium, Prompt
-    from multimodal_recipes.recipe import AudioRecipe, PromptTemplate, VisionRecipe
+    from multimodal_recipes.recipe import AudioRecipe, PromptTemplate, TimeTokens, VisionRecipe
     from multimodal_server.engine import ServedEngine
 
 Frames = NDArray[np.uint8]
-"""A picture or a video: [frames, height, width, 3], RGB; a picture is one frame."""
-Shown = Frames | Wave
-"""A medium: a picture, a video or a sound."""
+"""A picture, or all frames of a video: [frames, height, width, 3], RGB; a picture is one frame."""
+Shown = Frames | Video | Wave
+"""A medium: a picture, a video or a sound; of a `Video` the frames have been chosen."""
 
 MAX_SECONDS: Final = 120
 """Of a sound: each frame of it is compared with every other, so that memory grows with its length squared. A
@@ -82,6 +84,8 @@ class Prepared:
     buffers: tuple[memoryview, ...]
     """What the encoder takes of each medium."""
     max_new_tokens: int
+    seconds: float | None
+    """Length of the video that time tokens of the answer are about; None where it is unknown."""
 
     def request(self, request_id: int, sampling: Sampling, stop_token_ids: frozenset[int]) -> Generate:
         """Ask for one answer."""
@@ -106,6 +110,7 @@ def prepare(question: Question, engine: ServedEngine) -> Prepared:
     said = question.turns
     if recipe.audio is not None:
         said = tuple(_sound_first(each, recipe.template, question.names.media) for each in said)
+    said, seconds = _in_tokens(said, recipe.time_tokens)
     shown = [part for each in said for part in each.content if not isinstance(part, str)]
     laid = [_lay_out(part, engine, question.names.media) for part in shown]
     turns = tuple(_turns(said, (each.medium for each in laid)))
@@ -123,7 +128,7 @@ def prepare(question: Question, engine: ServedEngine) -> Prepared:
         places = tuple(MediaSpan(start=span.start, length=span.length) for span in own)
         media.append(MediaInput(shape=features.shape, spans=places))
         buffers.append(features.data)
-    return Prepared(question, prompt, tuple(media), tuple(buffers), length)
+    return Prepared(question, prompt, tuple(media), tuple(buffers), length, seconds)
 
 
 def check_prompt(prompt: Prompt, *, max_output_len: int, limits: Limits, max_positions: int, names: Names) -> None:
@@ -166,6 +171,27 @@ def refuse(at: str, problem: str, remedy: str) -> ProductError:
     return ProductError(Reason.REQUEST_REFUSED, at=at, problem=problem, remedy=remedy)
 
 
+def _in_tokens(turns: tuple[Said, ...], times: TimeTokens | None) -> tuple[tuple[Said, ...], float | None]:
+    """Write moments as time tokens, as in training: those of the video that was shown last, while its length is known.
+
+    Returns:
+        The turns, and the length of the last video.
+    """
+    seconds = None
+    written = []
+    for said in turns:
+        seconds = next((part.seconds for part in reversed(said.content) if isinstance(part, Video)), seconds)
+        written.append(said if times is None or seconds is None else _written(said, times, seconds))
+    return tuple(written), seconds
+
+
+def _written(said: Said, times: TimeTokens, seconds: float) -> Said:
+    return Said(
+        tuple(encode_times(times, part, duration=seconds) if isinstance(part, str) else part for part in said.content),
+        None if said.answer is None else encode_times(times, said.answer, duration=seconds),
+    )
+
+
 def _sound_first(said: Said, template: PromptTemplate, at: str) -> Said:
     """Order a turn as in training: a sound, then the words between it and the question, then the question.
 
@@ -199,8 +225,11 @@ def _lay_out(shown: Shown, engine: ServedEngine, at: str) -> _Laid:
     return _lay_out_frames(shown, recipe.vision, at)
 
 
-def _lay_out_frames(frames: Frames, vision: VisionRecipe, at: str) -> _Laid:
-    chosen = frames if vision.video is None else frames[list(choose_frames(vision.video, len(frames)))]
+def _lay_out_frames(shown: Frames | Video, vision: VisionRecipe, at: str) -> _Laid:
+    if isinstance(shown, Video):
+        chosen = shown.frames
+    else:
+        chosen = shown if vision.video is None else shown[list(choose_frames(vision.video, len(shown)))]
     return _Laid(lay_out(vision, len(chosen)), partial(preprocess, chosen, vision.preprocessing, at=at))
 
 

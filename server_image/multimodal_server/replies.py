@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from multimodal_api.logs import FIELDS
 from multimodal_api.worker_protocol import Done, FinishReason, TokenScore
+from multimodal_recipes.time_tokens import TimeStream
 from multimodal_recipes.tokenizer import TextStream
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Reply:
         self._media_tokens = prepared.prompt.media_length
         self._metrics = metrics
         self._text = TextStream(engine.tokenizer, (*engine.recipe.stop_strings, *prepared.question.stops))
+        times, seconds = engine.recipe.time_tokens, prepared.seconds
+        self._times = None if times is None or seconds is None else TimeStream(times, seconds)
         self._blank: str | None = None
         """Blanks held back, since they may be the last; None before the first word."""
         self._begun = self._last = time.monotonic()
@@ -64,13 +67,13 @@ class Reply:
             self.finish = event.reason
             self._metrics.queue.observe(event.timing.queue)
             self._metrics.encode.observe(event.timing.encode)
-            return Piece(self._trim(self._text.finish()))
+            return Piece(self._told(self._text.finish(), whole=True))
         self._time()
         self.tokens += len(event.token_ids)
         text = self._text.push(event.token_ids)
         if self._text.stopped:
             self.finish = FinishReason.STOP
-        return Piece(self._trim(text), event.token_ids, event.scores)
+        return Piece(self._told(text, whole=self._text.stopped), event.token_ids, event.scores)
 
     def close(self) -> None:
         """Write it down, however it ended."""
@@ -99,6 +102,12 @@ class Reply:
         else:
             self._metrics.inter_token.observe(now - self._last)
         self._last = now
+
+    def _told(self, text: str, *, whole: bool) -> str:
+        """Give what is told of the next text: moments in seconds, no blanks around the answer."""
+        if self._times is not None:
+            text = self._times.push(text) + (self._times.finish() if whole else "")
+        return self._trim(text)
 
     def _trim(self, text: str) -> str:
         """Leave out blanks in front of the answer and behind it."""

@@ -12,7 +12,7 @@ import pytest
 from multimodal_api.errors import ProductError
 from multimodal_recipes import images, videos
 from multimodal_recipes.frames import thin
-from multimodal_recipes.videos import decode
+from multimodal_recipes.videos import decode, read
 from support.clips import LOSSLESS, Encoding, animate, encode, noise, smooth
 
 NOISE = noise(12)
@@ -78,6 +78,33 @@ def test_frames_are_chosen_of_all(data: bytes) -> None:
 
     assert np.array_equal(decode(data, at="x", choose=choose), NOISE[list(wanted)])
     assert totals == [12]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *LOSSLESS.values(),
+        Encoding("mp4", "mpeg4", "yuv420p", {"bf": "2"}),
+        Encoding("webm", "libvpx", "yuv420p", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+        Encoding("avi", "mjpeg", "yuvj420p", {}),
+    ],
+    ids=lambda how: f"{how.codec} in {how.container}",
+)
+def test_a_video_lasts_to_the_end_of_its_last_frame(how: Encoding) -> None:
+    """12 frames at 10 and at 25 per second; the coarsest of the containers' clocks ticks every millisecond."""
+    for rate in (10, 25):
+        video = read(encode(NOISE, how, rate=rate), at="x", choose=partial(thin, most=5))
+        assert video.seconds == pytest.approx(12 / rate, abs=0.001)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_lasts_as_long_as_its_frames_together(kind: str) -> None:
+    data = animate(NOISE[:3], kind, duration=[100, 350, 50])
+    assert read(data, at="x", choose=lambda _: (0,)).seconds == pytest.approx(0.5)
+
+
+def test_a_picture_has_no_duration() -> None:
+    assert read(animate(NOISE[:1], "PNG"), at="x").seconds is None
 
 
 IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)

@@ -8,6 +8,8 @@ import io
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from multimodal_api.engine import Manifest
 from multimodal_api.errors import Failure
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Done, FinishReason, Generate, Refused, Timing, Tokens, TokenScore
+from multimodal_recipes.recipe import FrameSampling, TimeTokens, VideoLayout, VideoRecipe
 from multimodal_recipes.tokenizer import Tokenizer
 from multimodal_server.answers import Responder
 from multimodal_server.engine import ServedEngine
@@ -27,6 +30,7 @@ from multimodal_server.metrics import Metrics
 from multimodal_server.openai import OpenAiPort
 from multimodal_server.triton import free_port
 from multimodal_server.worker_client import WorkerClient
+from support.clips import LOSSLESS, encode, noise
 from tests.support.tiny_engine import IMAGE_SIZE, RECIPE, TOKENS_PER_IMAGE, build_inputs
 from tests.support.tiny_tokenizer import write_tokenizer
 
@@ -101,15 +105,29 @@ def engine(tmp_path: Path) -> ServedEngine:
     return ServedEngine(manifest, RECIPE, tokenizer, frozenset({2, 4}))
 
 
-@pytest.fixture
-async def port(engine: ServedEngine) -> AsyncIterator[Port]:
-    worker, number = Scripted(engine.tokenizer, " a red circle "), free_port()
+@asynccontextmanager
+async def serving(engine: ServedEngine, answer: str) -> AsyncIterator[Port]:
+    worker, number = Scripted(engine.tokenizer, answer), free_port()
     responder = Responder(engine, cast("WorkerClient", worker), Metrics())
     opened = OpenAiPort(responder, model="tiny", version="1.2", address="127.0.0.1", port=number)
     opened.start()
     async with aiohttp.ClientSession() as session:
         yield Port(opened, worker, session, f"http://127.0.0.1:{number}")
     await asyncio.to_thread(opened.stop, 1)
+
+
+@pytest.fixture
+async def port(engine: ServedEngine) -> AsyncIterator[Port]:
+    async with serving(engine, " a red circle ") as opened:
+        yield opened
+
+
+@pytest.fixture
+def watching(engine: ServedEngine) -> ServedEngine:
+    """Of a model that says when."""
+    video = VideoRecipe(num_frames=2, sampling=FrameSampling.ROUNDED, layout=VideoLayout.FRAMES)
+    vision = RECIPE.seeing().model_copy(update={"video": video})
+    return replace(engine, recipe=RECIPE.model_copy(update={"vision": vision, "time_tokens": TimeTokens(count=100)}))
 
 
 def picture(kind: str = "PNG") -> str:
@@ -173,6 +191,52 @@ async def test_a_stream(port: Port) -> None:
     assert len({event["id"] for event in events}) == 1
     assert events[-1]["choices"] == []
     assert events[-1]["usage"]["completion_tokens"] == len(port.worker.ids)
+
+
+def clip() -> dict[str, Any]:
+    """Of 1.2 seconds."""
+    data = base64.b64encode(encode(noise(12), LOSSLESS["mp4"])).decode()
+    return {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}}
+
+
+def whole(events: list[Any]) -> str:
+    return "".join(choice["delta"]["content"] for event in events for choice in event["choices"])
+
+
+async def test_a_model_of_videos_is_asked_and_answers_in_seconds(watching: ServedEngine) -> None:
+    said = [
+        {"role": "user", "content": [clip(), {"type": "text", "text": "what is at <0.4>?"}]},
+        {"role": "assistant", "content": "red until <1.20>"},
+        {"role": "user", "content": "and from <0.8> on?"},
+    ]
+    async with serving(watching, " from <t33> to <t99> <b>blue</b> <t1 ") as port:
+        _, body = await port.ask(messages=said, logprobs=True)
+        events = await port.stream(messages=said)
+        assert body["choices"][0]["message"]["content"] == "from <0.40> to <1.20> <b>blue</b> <t1"
+        assert "<t33>" in "".join(token["token"] for token in body["choices"][0]["logprobs"]["content"])
+        assert whole(events) == "from <0.40> to <1.20> <b>blue</b> <t1"
+        assert len(events) > 5
+        request = port.worker.requests[0]
+    assert request.media[0].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    text = watching.tokenizer.decode(request.token_ids[request.media[0].spans[-1].start + 2 * TOKENS_PER_IMAGE :])
+    words = ["what is at <t33>?", "red until <t99>", "and from <t66> on?"]
+    assert all(word in text for word in words)
+    assert "<0" not in text
+
+
+async def test_moments_stay_tokens_where_no_length_is_known(watching: ServedEngine) -> None:
+    async with serving(watching, "from <t33>") as port:
+        _, body = await port.ask(messages=[user(picture(), "text:what is at <0.4>?")])
+        assert body["choices"][0]["message"]["content"] == "from <t33>"
+        assert "what is at <0.4>?" in watching.tokenizer.decode(port.worker.requests[0].token_ids)
+
+
+async def test_a_stop_behind_a_moment_leaves_the_moment(watching: ServedEngine) -> None:
+    said = [{"role": "user", "content": [clip(), {"type": "text", "text": "when?"}]}]
+    async with serving(watching, "at <t33>, then <t66>") as port:
+        for stop, told in ((", then", "at <0.40>"), ("6>", "at <0.40>, then <t6"), ("t66", "at <0.40>, then <")):
+            assert whole(await port.stream(messages=said, stop=stop)) == told
+            assert (await port.ask(messages=said, stop=stop))[1]["choices"][0]["message"]["content"] == told
 
 
 async def test_a_client_that_goes_away_ends_the_work(port: Port) -> None:
@@ -246,6 +310,7 @@ async def test_a_stop_ends_the_answer_and_the_work(port: Port) -> None:
         ({"messages": [user("text:a"), user("text:b")]}, "messages[1]", "second user message"),
         ({"messages": [user("text:a"), {"role": "assistant", "content": "b"}]}, "messages[1]", "not the user's"),
         ({"messages": [user("text: ")]}, "messages[0]", "empty"),
+        ({"messages": [{"role": "user", "content": [clip()]}]}, "messages[0].content[0]", "this model takes pictures"),
         ({"messages": [user("https://example.org/a.png")]}, "messages[0].content[0].image_url.url", "fetches nothing"),
         ({"messages": [user("data:image/png;base64,*")]}, "messages[0].content[0].image_url.url", "not valid base64"),
         ({"messages": [user("data:image/png;base64,aGk=")]}, "messages[0].content[0].image_url.url", "no picture"),
@@ -291,6 +356,10 @@ async def test_what_else_is_there(port: Port) -> None:
     assert await get("/version") == (200, {"version": "1.2"})
     document = (await get("/openapi.json"))[1]
     assert set(document["paths"]) == {"/v1/chat/completions", "/v1/models", "/health", "/version"}
+    schemas = document["components"]["schemas"]
+    parts = schemas["Message"]["properties"]["content"]["anyOf"][1]["items"]["discriminator"]["mapping"]
+    assert set(parts) == {"text", "image_url", "video_url", "input_audio"}
+    assert schemas["VideoPart"]["properties"]["video_url"] == {"$ref": "#/components/schemas/VideoUrl"}
     status, body = await get("/nothing")
     assert (status, body["error"]["type"]) == (404, "invalid_request_error")
     status, body = await port.ask(model="other")

@@ -198,7 +198,7 @@ def test_openai_s_part_is_the_file(engine: ServedEngine) -> None:
         writer.setframerate(44_100)
         writer.writeframes(np.stack([stored, stored], axis=1).tobytes())
     part = input_audio(base64.b64encode(file.getvalue()).decode())
-    ready = prepare(read_chat(chat({"type": "text", "text": "what?"}, part), engine.limits), engine)
+    ready = prepare(read_chat(chat({"type": "text", "text": "what?"}, part), engine.limits, engine.recipe), engine)
     wanted = to_mono(Wave(stored[:, None].astype(np.float32) / np.float32(2**15), 44_100), RATE)
     frames = preprocess(wanted, FRONT_END, at="sound")
     assert np.array_equal(np.frombuffer(ready.buffers[0], np.float32).reshape(frames.shape), frames)
@@ -208,7 +208,7 @@ def test_openai_s_part_is_the_file(engine: ServedEngine) -> None:
 @pytest.mark.parametrize(("data", "problem"), [("*", "not valid base64"), ("aGk=", "no WAV file")])
 def test_what_is_no_file_is_refused_by_its_place(engine: ServedEngine, data: str, problem: str) -> None:
     with pytest.raises(ProductError, match=problem) as refused:
-        read_chat(chat(input_audio(data)), engine.limits)
+        read_chat(chat(input_audio(data)), engine.limits, engine.recipe)
     assert refused.value.failure.at == "messages[0].content[0].input_audio.data"
 
 
