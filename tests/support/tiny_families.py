@@ -1,0 +1,46 @@
+"""The committed tiny models as published engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from multimodal_api.build import Outcome
+from multimodal_api.engine import Backend, BuildInputs, Dtype, Limits, SourceIdentity
+from multimodal_api.families import Family, LlmType
+from multimodal_builder.checkpoints.checkpoint import CheckpointLocations
+from multimodal_builder.progress import Tracker
+from multimodal_builder.stages import BuildRequest, run_build
+from multimodal_builder.store import Store
+
+TINY: Final = Path(__file__).resolve().parents[2] / "examples/tiny"
+
+
+def archive(family: Family) -> Path:
+    """Where the model of a family is; its held-out questions are in `heldout` beside it."""
+    name = family.value.replace("-", "_")
+    return TINY / name / f"{name}.nemo"
+
+
+def build(family: Family, llm_type: LlmType, limits: Limits, store: Path) -> Path:
+    """Build the engine of a family and give its folder."""
+    visual = archive(family)
+    inputs = BuildInputs(
+        family=family,
+        llm_type=llm_type,
+        visual_checkpoint=SourceIdentity(kind="pvc", location="models", path=visual.name),
+        num_gpus=0,
+        dtype=Dtype.FLOAT32,
+        backend=Backend.TORCH,
+        limits=limits,
+    )
+    request = BuildRequest(
+        inputs=inputs,
+        key=inputs.key(),
+        checkpoints=CheckpointLocations(visual=visual),
+        stop_after_inspect=False,
+        expect_engine=False,
+        keep=None,
+    )
+    assert run_build(request, Store(store), Tracker()).outcome is Outcome.PUBLISHED
+    return store / request.key
