@@ -10,6 +10,7 @@ settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what shares a cluster, a server or a converted model, when several processes run the tests."""
     for item in items:
