@@ -6,6 +6,7 @@ The arithmetic is that of the PIL and numpy image processors of Hugging Face tra
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +31,8 @@ MAX_PIXELS: Final = 2**25
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What may be decoded; Pillow knows more, and each is code that untrusted bytes can reach."""
 
+_DAMAGED: Final = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)
+"""What Pillow's decoders raise on damaged files."""
 _CHANNELS: Final = 3
 _LEVELS: Final = 256
 
@@ -85,7 +88,7 @@ def opened(data: bytes, formats: tuple[str, ...], *, at: str) -> Iterator[Image.
             problem=str(error),
             remedy=f"give a picture of at most {MAX_PIXELS} pixels",
         ) from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise on damaged files
+    except _DAMAGED as error:
         raise ProductError(
             Reason.REQUEST_REFUSED,
             at=at,

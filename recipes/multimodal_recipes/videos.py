@@ -211,7 +211,9 @@ def _open(data: bytes, kind: str, *, at: str) -> Iterator[tuple[InputContainer, 
 def _decode_animation(data: bytes, choose: Choice, *, at: str) -> Video:
     """Decode with Pillow, whose animations lead from each frame to the next."""
     with images.opened(data, ANIMATIONS, at=at) as animation:
-        first = int(animation.info.get("default_image", False))  # of a PNG, for programs that know no animations
+        first = int(
+            animation.info.get("default_image") is True
+        )  # a picture of a PNG, for programs that know no animations
         total = getattr(animation, "n_frames", 1) - first
         _check_total(total, at=at)
         wanted = choose(total)
@@ -221,7 +223,10 @@ def _decode_animation(data: bytes, choose: Choice, *, at: str) -> Video:
         for place in range(total):
             animation.seek(first + place)
             animation.load()  # WebP tells a frame's time no earlier
-            milliseconds += animation.info.get("duration", 0)
+            shown = animation.info.get("duration", 0)
+            milliseconds += (
+                shown if isinstance(shown, int | float) else 0
+            )  # a text of this name, in a PNG without times
             if place in places:
                 taken[places[place]] = animation.convert("RGB")
     return Video(taken, milliseconds / 1000 or None)

@@ -8,6 +8,7 @@ from functools import partial
 import av
 import numpy as np
 import pytest
+from PIL.PngImagePlugin import PngInfo
 
 from multimodal_api.errors import ProductError
 from multimodal_recipes import images, videos
@@ -105,6 +106,16 @@ def test_an_animation_lasts_as_long_as_its_frames_together(kind: str) -> None:
 
 def test_a_picture_has_no_duration() -> None:
     assert read(animate(NOISE[:1], "PNG"), at="x").seconds is None
+
+
+def test_texts_in_a_picture_are_no_times() -> None:
+    """Pillow has both in one dictionary."""
+    texts = PngInfo()
+    for name in ("duration", "default_image"):
+        texts.add_text(name, "1")
+    video = read(animate(NOISE[:1], "PNG", pnginfo=texts), at="x")
+    assert np.array_equal(video.frames, NOISE[:1])
+    assert video.seconds is None
 
 
 IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
@@ -213,9 +224,14 @@ def test_frames_that_change_their_size_are_refused() -> None:
         decode(joined, at="x")
 
 
-@pytest.mark.parametrize("kind", LOSSLESS)
+SMALL = {kind: encode(noise(4), how) for kind, how in LOSSLESS.items()} | {
+    kind: animate(noise(4, 8, 10), kind) for kind in ("GIF", "WEBP", "PNG")
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
 def test_damaged_videos_are_decoded_or_refused(kind: str) -> None:
-    data = encode(noise(4), LOSSLESS[kind])
+    data = SMALL[kind]
     random = np.random.default_rng(0)
     for _ in range(40):
         damaged = np.frombuffer(data, np.uint8).copy()
