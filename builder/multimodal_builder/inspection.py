@@ -11,8 +11,8 @@ from multimodal_api.families import FAMILIES, Family, LlmType, Modality
 from multimodal_builder import checks
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.checkpoints.nemo import open_sources, open_speech
-from multimodal_builder.llava_folder import is_llava, plan_llava
 from multimodal_builder.memory import Memory, check_tensor_parallel, estimate, tensor_parallel_sizes
+from multimodal_builder.model_folder import is_model_folder, plan_model_folder
 from multimodal_builder.plan import Plan, make_plan
 from multimodal_builder.salm import make_salm_plan
 from multimodal_recipes.frames import frame_bounds
@@ -98,8 +98,8 @@ def inspect(
     try:
         if FAMILIES[family].modality is Modality.AUDIO:
             plan, problems = make_salm_plan(open_speech(paths, opened), llm_type)
-        elif is_llava(paths.visual):
-            plan, problems = plan_llava(paths, family, llm_type)
+        elif is_model_folder(paths.visual):
+            plan, problems = plan_model_folder(paths, family, llm_type, hub)
         else:
             plan, problems = make_plan(open_sources(paths, opened, hub), family, llm_type)
     except ProductError as error:

@@ -47,11 +47,22 @@ class Kind:
     """In front of all names but the head's; checkpoints of the body alone leave it off."""
     layers: str = "layers."
     embedding: str = "embed_tokens.weight"
+    norms: tuple[str, ...] = ("norm.weight",)
+    """Behind the last layer."""
+    positions: str | None = None
+    """Embedding of positions."""
     defaults: Mapping[str, object] = field(default_factory=dict)
     """Keys that configurations of these leave out, as parts of others do."""
 
 
-_TRANSFORMER: Final[dict[str, Any]] = {"body": "transformer.", "layers": "h.", "embedding": "wte.weight"}
+_BIASED: Final = ("norm.weight", "norm.bias")
+_TRANSFORMER: Final[dict[str, Any]] = {
+    "body": "transformer.",
+    "layers": "h.",
+    "embedding": "wte.weight",
+    "norms": ("ln_f.weight", "ln_f.bias"),
+}
+_GPT2: Final = _TRANSFORMER | {"positions": "wpe.weight"}
 _SMALL: Final = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 KINDS: Final[Mapping[str, Kind]] = {
     "llama": Kind(
@@ -72,13 +83,13 @@ KINDS: Final[Mapping[str, Kind]] = {
         **(_TRANSFORMER | {"embedding": "word_embeddings.weight"}),
         defaults={"tie_word_embeddings": True, "multi_query": True, "max_position_embeddings": 2048},
     ),
-    "starcoder2": Kind("Starcoder2ForCausalLM", _GPT, defaults={"tie_word_embeddings": True}),
-    "nemotron": Kind("NemotronForCausalLM", _GPT),
-    "gpt2": Kind("GPT2LMHeadModel", _GPT, **_TRANSFORMER, defaults={"tie_word_embeddings": True}),
+    "starcoder2": Kind("Starcoder2ForCausalLM", _GPT, norms=_BIASED, defaults={"tie_word_embeddings": True}),
+    "nemotron": Kind("NemotronForCausalLM", _GPT, norms=_BIASED),
+    "gpt2": Kind("GPT2LMHeadModel", _GPT, **_GPT2, defaults={"tie_word_embeddings": True}),
     "gpt_bigcode": Kind(
         "GPTBigCodeForCausalLM",
         _GPT,
-        **_TRANSFORMER,
+        **_GPT2,
         defaults={"tie_word_embeddings": True, "multi_query": True},
     ),
 }
@@ -184,7 +195,10 @@ def _parameters(kind: Kind, sizes: _Sizes, own: Mapping[str, Shape], rows: int) 
     head = {} if sizes.tie_word_embeddings else {HEAD: (rows, sizes.hidden)}
     every = {f"{layers}{number}.{name}": shape for number in range(sizes.layers) for name, shape in first.items()}
     missing = {} if first else {f"{layers}0": ()}  # a model without layers is none
-    return {kind.body + kind.embedding: (rows, sizes.hidden), **outer, **every, **head, **missing}
+    norms: dict[str, Shape] = {kind.body + name: (sizes.hidden,) for name in kind.norms}
+    places = {kind.body + kind.positions: (sizes.positions, sizes.hidden)} if kind.positions else {}
+    known = {kind.body + kind.embedding: (rows, sizes.hidden), **norms, **places}
+    return {**outer, **known, **every, **head, **missing}
 
 
 def _matches(rule: Ignore, name: str) -> bool:

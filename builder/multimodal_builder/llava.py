@@ -76,6 +76,13 @@ def _check(plan: Plan, projector: ProjectorConfig) -> None:
             problem=f"transformers' LLaVA cannot hold a {language.config['architectures'][0]} as NeMo trains it",
             remedy="leave the option out: the canonical folder holds everything",
         )
+    if plan.tokenizer.media_patch is None:
+        raise ProductError(
+            Reason.UNSUPPORTED_MODEL,
+            at="--layout llava",
+            problem="transformers' LLaVA needs a token for pictures, and this model's tokenizer has none",
+            remedy="leave the option out: the canonical folder holds everything",
+        )
     dropped = _dropped(plan.recipe.seeing())
     if plan.recipe.seeing().video is not None:
         raise ProductError(

@@ -39,6 +39,9 @@ class _Processor(BaseModel):
 ASPECTS: Final = ("square", "pad", "resize", "keep")
 """`data.image_aspect_ratio`: the processor as it is; behind an expansion to a square; behind a resize to what the tower
 takes (VILA); with the picture's proportions kept (NeMo's `process_image`)."""
+WHOLE_NAME: Final = "processor_config.json"
+"""Settings of a model's tokenizer and image processor together."""
+_PICTURES: Final = "image_processor"
 _KEPT_EDGE: Final = 224
 """NeMo's shortest edge for `keep`, whatever the tower; the other edge is twice that at most."""
 _BICUBIC: Final = 3
@@ -48,19 +51,43 @@ _CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI's."""
 
 
-def read_preprocessing(folder: HuggingFaceFolder, tower: TowerConfig, aspect: str) -> ImagePreprocessing:
+def processor_settings(folder: HuggingFaceFolder) -> tuple[dict[str, Any], str]:
+    """Read the settings of a folder's image processor, which newer folders hold in those of the whole processor.
+
+    Returns:
+        The keys that have values, and what to call them in an error.
+
+    Raises:
+        ProductError: there are none, or they are damaged.
+    """
+    name = PREPROCESSOR_NAME
+    if not (folder.path / name).is_file() and (folder.path / WHOLE_NAME).is_file():
+        name = WHOLE_NAME
+    at = f"{folder.path.name}/{name}"
+    document: object = folder.json(name)
+    if name == WHOLE_NAME and isinstance(document, dict):
+        at, document = f"{at}: {_PICTURES}", document.get(_PICTURES)
+    if not isinstance(document, dict):
+        raise config_error(at, f"is missing, and there is no {PREPROCESSOR_NAME}", "copy the whole model folder there")
+    return {key: value for key, value in document.items() if value is not None}, at
+
+
+def read_preprocessing(
+    folder: HuggingFaceFolder, tower: TowerConfig, aspect: str, *, key: str = f"{MODEL_CONFIG}: data.image_aspect_ratio"
+) -> ImagePreprocessing:
     """Read `preprocessor_config.json`.
 
     Args:
         folder: The tower's.
         tower: Its sizes.
         aspect: `data.image_aspect_ratio`.
+        key: What to call that in an error.
 
     Raises:
         ProductError: the processor does something that this version cannot repeat, or contradicts the tower.
     """
-    at = f"{folder.path.name}/{PREPROCESSOR_NAME}"
-    processor = validated(_Processor, folder.json(PREPROCESSOR_NAME), at)
+    settings, at = processor_settings(folder)
+    processor = validated(_Processor, settings, at)
     siglip = isinstance(tower, SiglipConfig)
     squashes = siglip or (isinstance(processor.size, dict) and "shortest_edge" not in processor.size)
     edge = _edge(processor.size, at)
@@ -87,16 +114,15 @@ def read_preprocessing(folder: HuggingFaceFolder, tower: TowerConfig, aspect: st
         mean=processor.image_mean,
         std=processor.image_std,
     )
-    return plain.model_copy(update=_before(plain, tower, aspect))
+    return plain.model_copy(update=_before(plain, tower, aspect, key))
 
 
-def _before(plain: ImagePreprocessing, tower: TowerConfig, aspect: str) -> dict[str, object]:
+def _before(plain: ImagePreprocessing, tower: TowerConfig, aspect: str, at: str) -> dict[str, object]:
     """Say what `data.image_aspect_ratio` changes in a processor.
 
     Raises:
         ProductError: a value that NeMo and VILA do not have, or that this tower could not have been trained with.
     """
-    at = f"{MODEL_CONFIG}: data.image_aspect_ratio"
     match aspect:
         case "square":
             return {}

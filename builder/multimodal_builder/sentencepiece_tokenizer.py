@@ -7,13 +7,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.errors import unreadable
 from multimodal_builder.sentencepiece_model import ModelKind, PieceKind, SentencePieceModel, parse
-from multimodal_builder.tokenizer import ConvertedTokenizer, check_pieces, check_prompts, count_time_tokens
+from multimodal_builder.tokenizer import (
+    SAMPLES,
+    ConvertedTokenizer,
+    check_pieces,
+    check_prompts,
+    count_time_tokens,
+    differs,
+)
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 
 if TYPE_CHECKING:
@@ -54,17 +61,7 @@ def convert_sentencepiece(data: bytes, usage: Usage, *, at: str) -> ConvertedTok
     Raises:
         ProductError: it is no model, one of an unknown kind, or one whose ids the result would not repeat.
     """
-    model = parse(data, at)
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except RuntimeError as error:
-        raise unreadable(at, f"not a SentencePiece model: {error}") from error
-    if model.whitespace_as_suffix or not model.escape_whitespaces or model.kind is not ModelKind.BPE:
-        raise config_error(
-            at,
-            f"a {model.kind.name} model, or unusual rules for spaces",
-            "use a BPE model with Llama's rules for spaces",
-        )
+    model, processor = _open(data, at)
     plain = _Original(processor, {})
     known = {piece: plain.piece_id(piece) for piece in usage.replaced}
     original = replace(plain, replaced={number: usage.replaced[piece] for piece, number in known.items() if number})
@@ -85,6 +82,74 @@ def convert_sentencepiece(data: bytes, usage: Usage, *, at: str) -> ConvertedTok
         time_tokens=count_time_tokens(original),
         prompt_tokens=check_prompts(serialised, original, usage, served, at),
     )
+
+
+def llama_tokenizer(data: bytes, added: Mapping[int, AddedToken], *, add_bos: bool, at: str) -> Tokenizer:
+    """Make of a model file what transformers' `LlamaTokenizer` is (`legacy=False`).
+
+    Unlike NeMo, it finds `<s>` and its kind in any text.
+
+    Args:
+        data: The model file.
+        added: Tokens behind the model's pieces, by id; ones of the model are named too.
+        add_bos: Whether the beginning of a sequence is put in front of every text.
+        at: What to call the file in an error.
+
+    Raises:
+        ProductError: it is no model, one of an unknown kind, or the ids of added tokens leave gaps.
+    """
+    model, processor = _open(data, at)
+    tokenizer = _assemble(model, special=frozenset())
+    space = " " if model.add_dummy_prefix else ""  # `tokenizer.json` adds none to one that stands there
+    for text in SAMPLES:
+        wanted, found = processor.encode(text), tokenizer.encode(space + text).ids
+        if wanted != found:
+            raise differs(at, text, wanted, found)
+    tokenizer.add_special_tokens([
+        AddedToken(piece.text, normalized=False, special=True)
+        for piece in model.pieces
+        if piece.kind in {PieceKind.CONTROL, PieceKind.UNKNOWN}
+    ])  # fmt: skip
+    for number, token in sorted(added.items()):
+        tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != number:
+            problem = f"{token.content} is not its token {number}"
+            raise config_error(at, problem, "copy all files of the tokenizer there")
+    bos = int(processor.bos_id())
+    if add_bos and bos >= 0:
+        piece = model.pieces[bos].text
+        tokenizer.post_processor = processors.TemplateProcessing(f"{piece} $A", f"{piece} $A $B", [(piece, bos)])
+    return tokenizer
+
+
+def named_pieces(data: bytes, at: str) -> dict[str, str]:
+    """Give the pieces for the beginning and the end of a sequence and for what is unknown, under transformers' names.
+
+    Raises:
+        ProductError: it is no model.
+    """
+    model, processor = _open(data, at)
+    return _named(processor, model)
+
+
+def _named(processor: sentencepiece.SentencePieceProcessor, model: SentencePieceModel) -> dict[str, str]:
+    named = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
+    return {name: model.pieces[number].text for name, number in named.items() if number >= 0}
+
+
+def _open(data: bytes, at: str) -> tuple[SentencePieceModel, sentencepiece.SentencePieceProcessor]:
+    model = parse(data, at)
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+    except RuntimeError as error:
+        raise unreadable(at, f"not a SentencePiece model: {error}") from error
+    if model.whitespace_as_suffix or not model.escape_whitespaces or model.kind is not ModelKind.BPE:
+        raise config_error(
+            at,
+            f"a {model.kind.name} model, or unusual rules for spaces",
+            "use a BPE model with Llama's rules for spaces",
+        )
+    return model, processor
 
 
 def _replace(model: SentencePieceModel, replaced: Mapping[int, int]) -> SentencePieceModel:
@@ -150,13 +215,12 @@ def _assemble(model: SentencePieceModel, *, special: frozenset[int]) -> Tokenize
 
 
 def _settings(processor: sentencepiece.SentencePieceProcessor, model: SentencePieceModel, positions: int) -> bytes:
-    named = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": False,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": positions,
-        **{name: model.pieces[number].text for name, number in named.items() if number >= 0},
+        **_named(processor, model),
     }
     return json.dumps(settings, indent=2, ensure_ascii=False).encode()

@@ -151,14 +151,15 @@ def check_prompts(serialised: bytes, original: Original, usage: Usage, served: P
             for span in prompt.media:
                 found[span.start : span.start + span.length] = row * span.length
             if found != wanted:
-                raise _differs(at, text, wanted, found)
+                raise differs(at, text, wanted, found)
             if tokenizer.decode(wanted) != original.decode(wanted):
-                raise _differs(at, text, original.decode(wanted), tokenizer.decode(wanted))
+                raise differs(at, text, original.decode(wanted), tokenizer.decode(wanted))
             shortest = shortest or len(prompt.ids) - prompt.media_length
     return shortest
 
 
-def _differs(at: str, text: str, wanted: Sequence[object], found: Sequence[object]) -> ProductError:
+def differs(at: str, text: str, wanted: Sequence[object], found: Sequence[object]) -> ProductError:
+    """Make the error of a tokenizer whose ids or texts are not those of training."""
     both = enumerate(zip_longest(wanted, found))
     place, (right, wrong) = next((place, pair) for place, pair in both if pair[0] != pair[1])
     return config_error(

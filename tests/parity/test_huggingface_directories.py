@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     FalconConfig,
     GemmaConfig,
@@ -21,6 +24,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     MistralConfig,
     MixtralConfig,
     NemotronConfig,
@@ -40,6 +44,7 @@ from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
 from support.archives import CLASSIC, Archive
+from support.original_folders import write_sentencepiece
 from support.states import keep_tensors
 from support.tiny_tokenizer import VOCAB, write_tokenizer
 
@@ -222,6 +227,43 @@ def test_every_form_of_the_weights_is_the_same_model(
     assert difference(convert(folder, tmp_path / "out"), model) <= TOLERANCE
 
 
+def test_settings_of_pictures_may_lie_in_those_of_the_whole_processor(tmp_path: Path) -> None:
+    """As transformers 5 writes them."""
+    model = reference(MODELS["llama and clip"]())
+    folder = save(model, tmp_path / "llava")
+    pictures = CLIPImageProcessorPil.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    LlavaProcessor(pictures, tokenizer, patch_size=PATCH).save_pretrained(tmp_path / "processor")
+    (folder / "preprocessor_config.json").unlink()
+    assert "preprocessor_config.json" in str(look(folder).problems[0])
+    shutil.copy(tmp_path / "processor" / "processor_config.json", folder)
+    assert "image_processor" in json.loads((folder / "processor_config.json").read_text())
+    out = convert(folder, tmp_path / "out")
+    assert difference(out, model) <= TOLERANCE
+    written = CLIPImageProcessorPil.from_pretrained(out / "vision")
+    assert (written.crop_size, written.image_mean) == (pictures.crop_size, pictures.image_mean)
+
+
+def test_a_sentencepiece_model_alone_is_a_tokenizer(tmp_path: Path) -> None:
+    """With the picture's token beside it, as `added_tokens.json` has it; ids are the library's."""
+    model = reference(MODELS["llama and clip"]())
+    folder = save(model, tmp_path / "llava")
+    (folder / "tokenizer.json").unlink()
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=write_sentencepiece(folder))
+    assert pieces.get_piece_size() == IMAGE
+    (folder / "added_tokens.json").write_text(json.dumps({"<image>": IMAGE}))
+    out = convert(folder, tmp_path / "out")
+    assert difference(out, model) <= TOLERANCE
+    recipe = MultimodalModel.load(out, dtype=torch.float32, device=torch.device("cpu")).recipe
+    served = ServingTokenizer(out / "llm" / TOKENIZER_NAME, add_bos=recipe.add_bos)
+    medium = lay_out(recipe.seeing())
+    prompt = served.encode(render(recipe.template, (Turn((medium, "how many circles?")),)))
+    behind = pieces.encode("\nhow many circles? ASSISTANT:")[1:]  # without the space that begins every text
+    wanted = [pieces.bos_id(), *pieces.encode("USER: "), *[0] * medium.rows, *behind]
+    assert list(prompt.ids) == wanted
+    assert AutoTokenizer.from_pretrained(out / "llm")("how many")["input_ids"] == [1, *pieces.encode("how many")]
+
+
 def test_a_mistake_is_seen_in_the_logits(tmp_path: Path) -> None:
     model = reference(MODELS["llama and clip"]())
     folder = save(model, tmp_path / "llava")
@@ -288,6 +330,7 @@ def edit(folder: Path, file: str, **changes: Any) -> None:
     ("damage", "says"),
     [
         (lambda f: drop(f, "layers.1.mlp.gate_proj.weight"), "1 missing: model.layers.1.mlp.gate_proj.weight"),
+        (lambda f: drop(f, "model.norm.weight"), "1 missing: model.norm.weight"),
         (lambda f: drop(f, "multi_modal_projector.linear_2.bias"), "1 missing: mm_projector.2.bias"),
         (lambda f: add(f, "image_newline"), "1 left over: image_newline"),
         (lambda f: add(f, "language_model.model.layers.2.mlp.up_proj.weight"), "which the model does not have"),
