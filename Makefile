@@ -55,7 +55,16 @@ test-unit: venv ## the fast tests: no torch model, no Triton, no cluster
 
 .PHONY: test
 test: lint test-unit images ## everything that CI runs: lint, fast tests, Hugging Face, Triton, Kubernetes
-	$(VENV)/bin/pytest --numprocesses 2 --dist loadgroup -m "(parity or triton or cluster or fuzz) and not train"
+	@$(MAKE) --jobs 2 --output-sync=target test-models test-cluster
+
+.PHONY: test-models
+test-models: venv ## comparisons with Hugging Face, a real Triton, ten thousand damaged checkpoints
+	$(VENV)/bin/pytest -m "(parity or triton or fuzz) and not train"
+
+# Beside the comparisons: most of its time is waiting for Kubernetes.
+.PHONY: test-cluster
+test-cluster: images venv ## the whole product on a real Kubernetes
+	$(VENV)/bin/pytest -m cluster
 
 .PHONY: retrain-check
 retrain-check: venv ## train the tiny models again and see that they come out as good (minutes)
