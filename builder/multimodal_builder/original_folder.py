@@ -44,7 +44,7 @@ _TOWER: Final = "model.vision_tower.vision_tower."
 _PROJECTORS: Final = ("model.mm_projector.", "mm_projector.")
 _MEDIA: Final = ("model.mm_projector.", "model.vision_tower.")
 _LANGUAGE: Final = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
-_OTHERS: Final = ("mm_", "image_", "use_mm_", "tune_", "freeze_", "unfreeze_", "pretrain_mm_")
+_OTHERS: Final = ("mm_", "image_", "tokenizer_", "use_mm_", "tune_", "freeze_", "unfreeze_", "pretrain_mm_")
 """How keys of `config.json` begin that say nothing of the language model."""
 
 

@@ -91,7 +91,8 @@ class WholeModel:
             language_model=self.language_model,
             tower=self.tower,
             tokenizer=self.tokenizer.converted,
-            settings=(self.settings, *self.tokenizer.converted.sources),
+            # The recipe stands for the small files beside: settings of pictures, conversation, ends of answers.
+            settings=(self.settings, recipe.model_dump_json().encode(), *self.tokenizer.converted.sources),
         )
 
     def _vision(self) -> VisionRecipe:

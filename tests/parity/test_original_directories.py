@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,10 +14,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from multimodal_api.build import ExitCode
-from multimodal_api.engine import Dtype
+from multimodal_api.engine import Dtype, Limits
 from multimodal_api.families import Family, LlmType
 from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
+from multimodal_builder.checkpoints.hub import Hub
 from multimodal_builder.inspection import Inspection, inspect
 from multimodal_builder.main import main
 from multimodal_modeling.model import MultimodalModel
@@ -25,7 +27,15 @@ from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.recipe import FrameResize
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
-from support.original_folders import Whole, make_whole, write_original, write_sentencepiece, write_vila
+from support.fake_hub import FakeHub
+from support.original_folders import (
+    Whole,
+    make_whole,
+    write_old_rope,
+    write_original,
+    write_sentencepiece,
+    write_vila,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,6 +124,28 @@ def test_a_llava_of_its_own_code_scores_as_its_parts(tmp_path: Path, form: dict[
     assert look(folder).tower_in_checkpoint is form["tower_inside"]
     written = json.loads((tmp_path / "out" / "llm" / "config.json").read_text())
     assert not [key for key in written if key.startswith("mm_")]
+
+
+def test_positions_in_the_keys_of_older_transformers_are_read(tmp_path: Path) -> None:
+    whole = make_whole("linear", siglip=False, feature="patch", edge=48, rows=ROWS, stretched=4.0)
+    folder = write_vila(tmp_path / "vila", whole, "linear")
+    write_old_rope(folder / "llm" / "config.json")
+    write_sentencepiece(folder / "llm")
+    assert difference(convert(folder, tmp_path / "out"), whole) <= TOLERANCE
+
+
+def test_a_tower_that_is_not_beside_comes_from_the_hub(tmp_path: Path) -> None:
+    whole = make_whole("linear", siglip=False, feature="patch", edge=48, rows=ROWS)
+    form = {"tower_inside": False, "projector_beside": False, "pickled": False}
+    folder = write_original(tmp_path / "llava", whole, "linear", **form, mm_vision_tower="owner/tower")
+    write_sentencepiece(folder)
+    tower = tmp_path / "tower-beside"
+    files = {path.name: path.read_bytes() for path in tower.iterdir()}
+    shutil.rmtree(tower)
+    with FakeHub({"owner/tower": files}).running() as fake:
+        found = look(folder, hub=Hub(tmp_path / "hub", endpoint=fake.url), limits=Limits(vision_max_batch_size=1))
+    assert found.problems == ()
+    assert (found.tokens_per_image, found.tower_in_checkpoint) == (36, False)
 
 
 def prompt_ids(out: Path, served: MultimodalModel, turns: tuple[Turn, ...]) -> list[int]:

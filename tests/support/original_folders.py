@@ -64,12 +64,13 @@ def join(tokens: Tensor, *, by_line: bool) -> Tensor:
     return torch.stack([torch.cat([at(r, c), at(r, c + 1), at(r + 1, c), at(r + 1, c + 1)]) for r, c in places])
 
 
-def make_whole(kind: str, *, siglip: bool, feature: str, edge: int, rows: int) -> Whole:
-    """Make a model of random weights; `kind` is `mm_projector_type`."""
+def make_whole(kind: str, *, siglip: bool, feature: str, edge: int, rows: int, stretched: float = 1.0) -> Whole:
+    """Make a model of random weights; `kind` is `mm_projector_type`, `stretched` the factor of its positions."""
     torch.manual_seed(11)
     config = LlamaConfig(
         vocab_size=rows, hidden_size=HIDDEN, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512,
+        rope_parameters={"rope_type": "linear", "factor": stretched, "rope_theta": 5e5},
     )  # fmt: skip
     llm = LlamaForCausalLM(config).float().eval()
     projector: nn.Sequential | nn.Linear
@@ -142,10 +143,19 @@ def write_original(
         "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama", "mm_vision_tower": "tower-beside",
         "mm_projector_type": kind, "mm_vision_select_layer": whole.layer, "mm_vision_select_feature": whole.feature,
         "mm_use_im_start_end": False, "mm_use_im_patch_token": False, "image_aspect_ratio": "pad",
-        "use_mm_proj": True, "tune_mm_mlp_adapter": False, "mm_hidden_size": WIDTH,
+        "use_mm_proj": True, "tune_mm_mlp_adapter": False, "mm_hidden_size": WIDTH, "mm_resampler_type": None,
+        "max_length": 4096, "pad_token_id": 0, "tokenizer_padding_side": "right", "tokenizer_model_max_length": 2048,
     }  # fmt: skip
     _dump(folder / "config.json", written | ours | changes)
     return folder
+
+
+def write_old_rope(path: Path) -> None:
+    """Write positions in `config.json` as transformers 4 did, whose versions both projects use."""
+    document = json.loads(path.read_text())
+    rope = document.pop("rope_parameters")
+    old = {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "linear", "factor": rope["factor"]}}
+    _dump(path, document | old)
 
 
 def sentencepiece_model() -> bytes:
