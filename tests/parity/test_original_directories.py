@@ -13,14 +13,17 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from multimodal_api.build import ExitCode
-from multimodal_api.engine import Dtype, Limits
+from multimodal_api.build import ExitCode, Outcome
+from multimodal_api.engine import Backend, BuildInputs, Dtype, Limits, SourceIdentity
 from multimodal_api.families import Family, LlmType
 from multimodal_builder.canonical import write_canonical
-from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
+from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
 from multimodal_builder.checkpoints.hub import Hub
 from multimodal_builder.inspection import Inspection, inspect
 from multimodal_builder.main import main
+from multimodal_builder.progress import Tracker
+from multimodal_builder.stages import BuildRequest, run_build
+from multimodal_builder.store import Store
 from multimodal_modeling.model import MultimodalModel
 from multimodal_recipes.layout import lay_out
 from multimodal_recipes.prompt import Turn, render
@@ -146,6 +149,25 @@ def test_a_tower_that_is_not_beside_comes_from_the_hub(tmp_path: Path) -> None:
         found = look(folder, hub=Hub(tmp_path / "hub", endpoint=fake.url), limits=Limits(vision_max_batch_size=1))
     assert found.problems == ()
     assert (found.tokens_per_image, found.tower_in_checkpoint) == (36, False)
+
+
+def test_a_vila_becomes_an_engine_that_answers(tmp_path: Path) -> None:
+    """All stages of a build; the last one asks the engine a question."""
+    whole = make_whole("mlp_downsample", siglip=True, feature="cls_patch", edge=48, rows=ROWS)
+    folder = write_vila(tmp_path / "vila", whole, "mlp_downsample")
+    write_sentencepiece(folder / "llm")
+    inputs = BuildInputs(
+        family=Family.VILA, llm_type=LlmType.LLAMA, num_gpus=0, dtype=Dtype.FLOAT32, backend=Backend.TORCH,
+        visual_checkpoint=SourceIdentity(kind="pvc", location="models", path="vila"),
+        limits=Limits(vision_max_batch_size=1),
+    )  # fmt: skip
+    request = BuildRequest(
+        inputs=inputs, key=inputs.key(), checkpoints=CheckpointLocations(visual=folder), stop_after_inspect=False,
+        expect_engine=False, keep=None,
+    )  # fmt: skip
+    (tmp_path / "engines").mkdir()
+    report = run_build(request, Store(tmp_path / "engines"), Tracker())
+    assert report.outcome is Outcome.PUBLISHED
 
 
 def prompt_ids(out: Path, served: MultimodalModel, turns: tuple[Turn, ...]) -> list[int]:
