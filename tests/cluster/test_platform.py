@@ -200,12 +200,15 @@ def test_more_gpus_than_there_are_wait_with_a_reason(namespace: str, image: str)
     kubectl("-n", namespace, "delete", "pod", "greedy", "--wait=false")
 
 
-def test_a_restarted_kubelet_keeps_the_gpus() -> None:
+def test_a_restarted_kubelet_keeps_the_gpus_and_finds_its_pods(namespace: str, server: str) -> None:
     count = gpus()
     assert count > 0
     restarted = cluster("restart", "kubelet")
     assert restarted.returncode == 0, restarted.stderr
     eventually(lambda: gpus() == count and gpus("capacity") == count, f"{count} GPUs after the restart")
+    # It answers before it has read from the API server which pods are its own.
+    logs = ("-n", namespace, "logs", f"deploy/{server}")
+    eventually(lambda: attempt(*logs).returncode == 0, "the kubelet knows its pods")
 
 
 def test_a_persons_commands_reach_into_pods(namespace: str, server: str) -> None:
