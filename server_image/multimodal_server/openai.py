@@ -279,7 +279,9 @@ class OpenAiPort:
                 await asyncio.shield(begin)
                 while reply.finish is None:
                     try:
-                        event = checked(await asyncio.wait_for(events.get(), TOKEN_SECONDS))
+                        # Not asyncio.wait_for: Python 3.11's loses a cancellation that comes together with an event.
+                        async with asyncio.timeout(TOKEN_SECONDS):
+                            event = checked(await events.get())
                     except TimeoutError:
                         raise silent(TOKEN_SECONDS) from None
                     done = isinstance(event, Done)
