@@ -53,8 +53,9 @@ lint: venv ## format, lint, types, layers, and that generated files are current
 test-unit: venv ## the fast tests: no torch model, no Triton, no cluster
 	$(VENV)/bin/pytest --numprocesses auto -m "not (parity or triton or cluster or train or fuzz)"
 
+# The images come first: they bring the cluster and with it Helm, which tests of the chart ask for.
 .PHONY: test
-test: lint test-unit images ## everything that CI runs: lint, fast tests, Hugging Face, Triton, Kubernetes
+test: lint images test-unit ## everything that CI runs: lint, fast tests, Hugging Face, Triton, Kubernetes
 	@$(MAKE) --jobs 2 --output-sync=target test-models test-cluster
 
 .PHONY: test-models
