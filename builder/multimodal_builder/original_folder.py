@@ -17,7 +17,6 @@ from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.huggingface import CONFIG_NAME, find_folder
 from multimodal_builder.language_folder import describe
 from multimodal_builder.mappings import projector, vit
-from multimodal_builder.mappings.base import Rename
 from multimodal_builder.original_config import ASPECT_KEY, OriginalConfig, read_original_config
 from multimodal_builder.plan import require_rows
 from multimodal_builder.preprocessor import read_preprocessing
@@ -84,7 +83,6 @@ def read_original(
     tower = _tower(named, tensors, config, f"{at}: {ASPECT_KEY}")
     projection = _projection(settings, tower, language_model, at)
     own = _projector(folder, tensors)
-    before = own.prefix(_PROJECTORS)
     return WholeModel(
         at=folder.path.name,
         family=family,
@@ -93,9 +91,7 @@ def read_original(
         tower=tower,
         projection=projection,
         projector=own,
-        projector_rules=tuple(
-            Rename(before + name.removeprefix(projector.PREFIX), name) for name in projector.parameters(projection)
-        ),
+        projector_rules=projector.rules(projection, own.prefix(_PROJECTORS)),
         tokenizer=tokenizer,
         select_layer=config.select_layer,
         select_feature=config.select_feature,

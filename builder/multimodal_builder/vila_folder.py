@@ -18,7 +18,6 @@ from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.huggingface import CONFIG_NAME, HuggingFaceFolder
 from multimodal_builder.language_folder import KINDS, describe
 from multimodal_builder.mappings import projector, vit
-from multimodal_builder.mappings.base import Rename
 from multimodal_builder.original_config import ASPECT_KEY, OriginalConfig, read_original_config
 from multimodal_builder.plan import require_rows
 from multimodal_builder.preprocessor import read_preprocessing
@@ -77,9 +76,7 @@ def read_vila(folder: HuggingFaceFolder, family: Family, llm_type: LlmType, open
         tower=tower,
         projection=projecting,
         projector=own,
-        projector_rules=tuple(
-            Rename(_LAYERS + name.removeprefix(projector.PREFIX), name) for name in projector.parameters(projecting)
-        ),
+        projector_rules=projector.rules(projecting, _LAYERS),
         tokenizer=tokenizer,
         select_layer=config.select_layer,
         select_feature=config.select_feature,

@@ -18,9 +18,9 @@ ARCHIVE_PREFIX: Final = "model.embedding.word_embeddings.adapter_layer.mm_projec
 PREFIX: Final = "mm_projector."
 
 
-def rules(config: ProjectorConfig) -> tuple[Rule, ...]:
-    """Rename every parameter."""
-    return tuple(Rename(ARCHIVE_PREFIX + name, PREFIX + name) for name in _shapes(config))
+def rules(config: ProjectorConfig, before: str = ARCHIVE_PREFIX) -> tuple[Rule, ...]:
+    """Rename every parameter; `before` stands in front of its name in the checkpoint."""
+    return tuple(Rename(before + name, PREFIX + name) for name in _shapes(config))
 
 
 def parameters(config: ProjectorConfig) -> dict[str, Shape]:
