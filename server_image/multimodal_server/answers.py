@@ -18,6 +18,7 @@ from multimodal_recipes.waves import Wave
 from multimodal_server.limits import NAMES, read_question
 from multimodal_server.questions import Question, Said, prepare
 from multimodal_server.replies import Reply
+from multimodal_server.worker_client import TOKEN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger(__name__)
 
-TOKEN_SECONDS: Final = 600.0
-"""Longest wait for the next token, queueing included: beyond it the client is told."""
 _WARM_UP_TOKENS: Final = 2
 """One comes from the prompt, one from the KV cache: both code paths have run."""
 _WARM_UP_SECONDS: Final = 0.5

@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -17,8 +17,6 @@ from pydantic import ValidationError
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
-from multimodal_api.worker_protocol import Done
-from multimodal_server.answers import TOKEN_SECONDS
 from multimodal_server.chat import finish_reason, logprobs, read_chat
 from multimodal_server.openai_schema import (
     COMPLETIONS_PATH,
@@ -34,10 +32,10 @@ from multimodal_server.openai_schema import (
     Usage,
     openapi,
 )
-from multimodal_server.worker_client import checked, silent
+from multimodal_server.streams import merged
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from multimodal_api.worker_protocol import Sampling
     from multimodal_server.answers import Responder
@@ -174,7 +172,7 @@ class OpenAiPort:
     async def _answer(self, prepared: Prepared, head: dict[str, Any]) -> web.Response:
         """Answer at once, when all is there."""
         computed = [_Collected(self._responder.reply(prepared, one)) for one in self._samplings(prepared)]
-        async with aclosing(self._merged(prepared, [one.reply for one in computed])) as pieces:
+        async with aclosing(merged(self._responder.worker, prepared, [one.reply for one in computed])) as pieces:
             async for number, piece in pieces:
                 computed[number].pieces.append(piece)
         choices = []
@@ -208,7 +206,7 @@ class OpenAiPort:
             await _event(response, Chunk(**head, **fields))
 
         try:
-            async with aclosing(self._merged(prepared, replies)) as pieces:
+            async with aclosing(merged(self._responder.worker, prepared, replies)) as pieces:
                 async for number, piece in pieces:
                     finish = replies[number].finish
                     scored = logprobs([piece], tokenizer)
@@ -233,62 +231,6 @@ class OpenAiPort:
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
-
-    async def _merged(self, prepared: Prepared, replies: list[Reply]) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Give the pieces of several answers as they come, with the number of the answer."""
-        merged: asyncio.Queue[tuple[int, Piece] | ProductError | None] = asyncio.Queue()
-
-        async def follow(number: int, reply: Reply) -> None:
-            try:
-                async with aclosing(self._pieces(prepared, reply)) as pieces:
-                    async for piece in pieces:
-                        merged.put_nowait((number, piece))
-                merged.put_nowait(None)
-            except ProductError as error:
-                merged.put_nowait(error)
-
-        tasks = [asyncio.create_task(follow(number, reply)) for number, reply in enumerate(replies)]
-        try:
-            left = len(tasks)
-            while left:
-                event = await merged.get()
-                if isinstance(event, ProductError):
-                    raise event
-                if event is None:
-                    left -= 1
-                else:
-                    yield event
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _pieces(self, prepared: Prepared, reply: Reply) -> AsyncGenerator[Piece, None]:
-        """Give one answer as it comes; leaving before its end cancels it."""
-        worker, loop = self._responder.worker, asyncio.get_running_loop()
-        events: asyncio.Queue[Any] = asyncio.Queue()
-        done = False
-
-        def tell(event: object) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        # In a thread: the worker may be slow to take the pixels.
-        begin = asyncio.create_task(asyncio.to_thread(worker.begin, reply.request, prepared.buffers, tell))
-        with closing(reply):
-            try:
-                await asyncio.shield(begin)
-                while reply.finish is None:
-                    try:
-                        # Not asyncio.wait_for: Python 3.11's loses a cancellation that comes together with an event.
-                        async with asyncio.timeout(TOKEN_SECONDS):
-                            event = checked(await events.get())
-                    except TimeoutError:
-                        raise silent(TOKEN_SECONDS) from None
-                    done = isinstance(event, Done)
-                    yield reply.feed(event)
-            finally:
-                await asyncio.wait([begin])
-                worker.end(reply.request.request_id, cancel=not done)
 
     def _samplings(self, prepared: Prepared) -> list[Sampling]:
         return self._responder.samplings(prepared.question)

@@ -47,6 +47,8 @@ PYTHON_VARIABLE: Final = "MULTIMODAL_WORKER_PYTHON"
 WORKER_ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Unless set otherwise. By default torch's CPU threads wait for each other in busy loops: on a node whose CPUs are
 shared (2 CPUs, load 14, tiny NeVA) an answer took 8 times as long and 7 times the CPU time."""
+TOKEN_SECONDS: Final = 600.0
+"""Longest wait for the next token, queueing included: beyond it the client is told."""
 END_SECONDS: Final = 10.0
 """How long a worker that was told to end may take."""
 
