@@ -95,6 +95,9 @@ class Generate(Model):
     """Before so many tokens, none of `stop_token_ids` is chosen."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     """How many of the best tokens to score beside each token; None scores nothing."""
+    stream: bool = True
+    """Whether tokens are wanted as they come; else they come together when the answer is complete, which costs both
+    ends less: a message for each of them took more of a CPU's time than all else that the front does."""
 
 
 class Cancel(Model):
@@ -147,6 +150,8 @@ class Tokens(Model):
     type: Literal["tokens"] = "tokens"
     request_id: RequestId
     token_ids: Annotated[tuple[TokenId, ...], Field(min_length=1)]
+    seconds: tuple[float, ...] = ()
+    """When each was chosen, since the worker took the request."""
     scores: tuple[TokenScore, ...] = ()
     """One for each token where `top_logprobs` was given."""
 

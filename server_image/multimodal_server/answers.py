@@ -109,9 +109,11 @@ class Responder:
         seeds = [(sampling.seed + copy) % 2**63 for copy in range(question.copies)]
         return [sampling.model_copy(update={"seed": seed}) for seed in seeds]
 
-    def reply(self, prepared: Prepared, sampling: Sampling) -> Reply:
-        """Begin one answer."""
-        return Reply(prepared, self.engine, self._metrics, request_id=self.worker.next_id(), sampling=sampling)
+    def reply(self, prepared: Prepared, sampling: Sampling, *, stream: bool = True) -> Reply:
+        """Begin one answer; `stream` says whether it is wanted as it comes."""
+        return Reply(
+            prepared, self.engine, self._metrics, request_id=self.worker.next_id(), sampling=sampling, stream=stream
+        )
 
     def stream(self, prepared: Prepared, reply: Reply) -> Generator[Piece, None, None]:
         """Give one answer as it comes; closing the iterator before its end cancels it.
@@ -144,7 +146,7 @@ class Responder:
         self._collect(self.prepare(question), question.sampling)
 
     def _collect(self, prepared: Prepared, sampling: Sampling) -> str:
-        return "".join(piece.text for piece in self.stream(prepared, self.reply(prepared, sampling)))
+        return "".join(piece.text for piece in self.stream(prepared, self.reply(prepared, sampling, stream=False)))
 
 
 def _something(recipe: Recipe) -> Shown:

@@ -44,6 +44,11 @@ class ServedEngine:
         return VISION_INPUTS if self.recipe.audio is None else AUDIO_INPUTS
 
     @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """Stop strings that are no token: whoever reads an answer must look for them."""
+        return tuple(stop for stop in self.recipe.stop_strings if not self.tokenizer.stop_ids((stop,)))
+
+    @property
     def limits(self) -> Limits:
         """Sizes that requests are held to."""
         return self.manifest.inputs.limits

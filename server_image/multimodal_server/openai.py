@@ -171,7 +171,7 @@ class OpenAiPort:
 
     async def _answer(self, prepared: Prepared, head: dict[str, Any]) -> web.Response:
         """Answer at once, when all is there."""
-        computed = [_Collected(self._responder.reply(prepared, one)) for one in self._samplings(prepared)]
+        computed = [_Collected(self._responder.reply(prepared, one, stream=False)) for one in self._samplings(prepared)]
         async with aclosing(merged(self._responder.worker, prepared, [one.reply for one in computed])) as pieces:
             async for number, piece in pieces:
                 computed[number].pieces.append(piece)

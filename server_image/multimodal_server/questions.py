@@ -87,8 +87,8 @@ class Prepared:
     seconds: float | None
     """Length of the video that time tokens of the answer are about; None where it is unknown."""
 
-    def request(self, request_id: int, sampling: Sampling, stop_token_ids: frozenset[int]) -> Generate:
-        """Ask for one answer."""
+    def request(self, request_id: int, sampling: Sampling, stop_token_ids: frozenset[int], *, stream: bool) -> Generate:
+        """Ask for one answer; `stream` says whether its tokens are wanted as they come."""
         return Generate(
             request_id=request_id,
             token_ids=self.prompt.ids,
@@ -97,6 +97,7 @@ class Prepared:
             max_new_tokens=self.max_new_tokens,
             stop_token_ids=stop_token_ids,
             top_logprobs=self.question.top_logprobs,
+            stream=stream,
         )
 
 

@@ -35,7 +35,14 @@ class Reply:
     """One answer, fed with what the worker says about it until `finish` is there."""
 
     def __init__(
-        self, prepared: Prepared, engine: ServedEngine, metrics: Metrics, *, request_id: int, sampling: Sampling
+        self,
+        prepared: Prepared,
+        engine: ServedEngine,
+        metrics: Metrics,
+        *,
+        request_id: int,
+        sampling: Sampling,
+        stream: bool,
     ) -> None:
         """Begin.
 
@@ -45,8 +52,13 @@ class Reply:
             metrics: to count in.
             request_id: from the worker's client.
             sampling: of this answer.
+            stream: whether its text is wanted as it comes.
         """
-        self.request: Generate = prepared.request(request_id, sampling, engine.stop_token_ids)
+        texts = engine.stop_texts + prepared.question.stops
+        # With a text that ends it, an answer is read as it comes: else the worker would go on behind it.
+        self.request: Generate = prepared.request(
+            request_id, sampling, engine.stop_token_ids, stream=stream or bool(texts)
+        )
         self.finish: FinishReason | None = None
         """Why the answer ended."""
         self.tokens = 0
@@ -58,8 +70,11 @@ class Reply:
         self._times = None if times is None or seconds is None else TimeStream(times, seconds)
         self._blank: str | None = None
         """Blanks held back, since they may be the last; None before the first word."""
-        self._begun = self._last = time.monotonic()
+        self._begun = time.monotonic()
         self._first: float | None = None
+        """Seconds to the first token."""
+        self._last = 0.0
+        """To the last one."""
 
     def feed(self, event: Tokens | Done) -> Piece:
         """Take the next event."""
@@ -68,7 +83,7 @@ class Reply:
             self._metrics.queue.observe(event.timing.queue)
             self._metrics.encode.observe(event.timing.encode)
             return Piece(self._told(self._text.finish(), whole=True))
-        self._time()
+        self._time(event.seconds)
         self.tokens += len(event.token_ids)
         text = self._text.push(event.token_ids)
         if self._text.stopped:
@@ -95,13 +110,13 @@ class Reply:
             },
         )
 
-    def _time(self) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now - self._begun
-        else:
-            self._metrics.inter_token.observe(now - self._last)
-        self._last = now
+    def _time(self, seconds: tuple[float, ...]) -> None:
+        for moment in seconds:
+            if self._first is None:
+                self._first = moment
+            else:
+                self._metrics.inter_token.observe(moment - self._last)
+            self._last = moment
 
     def _told(self, text: str, *, whole: bool) -> str:
         """Give what is told of the next text: moments in seconds, no blanks around the answer."""

@@ -7,7 +7,7 @@ import logging
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from multimodal_api.worker_protocol import Generate, Message
-    from multimodal_worker.backends.base import Engine
+    from multimodal_worker.backends.base import Engine, Token
     from multimodal_worker.device import DeviceThread
     from multimodal_worker.encoder import BatchedEncoder
 
@@ -54,6 +54,13 @@ class _Clock:
             encode=max(0.0, encoded - admitted),
             generate=now - encoded,
         )
+
+
+class _Given(NamedTuple):
+    """A token, and when it came."""
+
+    token: Token
+    seconds: float
 
 
 class Scheduler:
@@ -146,16 +153,16 @@ class Scheduler:
                 prompt = await self._prompt(request, buffers)
                 clock.encoded = time.monotonic()
                 given = 0
+                held: list[_Given] = []
                 async with aclosing(self._engine.backend.generate(prompt)) as tokens:
                     async for token in tokens:
                         given += 1
-                        await self._send(
-                            Tokens(
-                                request_id=request.request_id,
-                                token_ids=(token.id,),
-                                scores=() if token.score is None else (token.score,),
-                            )
-                        )
+                        held.append(_Given(token, time.monotonic() - clock.arrived))
+                        if request.stream:
+                            await self._send(_tokens(request.request_id, held))
+                            held.clear()
+                if held:
+                    await self._send(_tokens(request.request_id, held))
                 return FinishReason.LENGTH if given == request.max_new_tokens else FinishReason.STOP
             finally:
                 self._running -= 1
@@ -202,6 +209,15 @@ class Scheduler:
             problem=f"{type(error).__name__} while the request ran",
             remedy=f"report it with the log lines of request {request_id}",
         )
+
+
+def _tokens(request_id: int, given: Sequence[_Given]) -> Tokens:
+    return Tokens(
+        request_id=request_id,
+        token_ids=tuple(one.token.id for one in given),
+        seconds=tuple(one.seconds for one in given),
+        scores=tuple(one.token.score for one in given if one.token.score is not None),
+    )
 
 
 def _queue_is_full(length: int) -> Failure:

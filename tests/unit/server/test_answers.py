@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,8 +48,8 @@ class Scripted:
         if self.error is not None:
             raise self.error
         for token in self._ids[: request.max_new_tokens]:
+            yield Tokens(request_id=request.request_id, token_ids=(token,), seconds=(0.5 + 0.25 * self.given,))
             self.given += 1
-            yield Tokens(request_id=request.request_id, token_ids=(token,))
         yield Done(request_id=request.request_id, reason=FinishReason.LENGTH, timing=DONE)
 
 
@@ -106,6 +107,24 @@ def test_a_stop_string_ends_the_answer_and_the_work(engine: ServedEngine) -> Non
     responder, worker, _ = answering(engine, "a red circle STOP and much more that nobody asked for")
     assert responder.answer(tensors()) == ["a red circle"]
     assert worker.given < len(worker._ids)
+
+
+def test_an_answer_comes_whole_where_no_text_can_end_it(engine: ServedEngine) -> None:
+    responder, worker, _ = answering(engine, "a red circle")
+    responder.answer(tensors())
+    assert worker.requests[-1].stream
+    with_tokens = replace(engine, recipe=RECIPE.model_copy(update={"stop_strings": ("<extra_id_1>",)}))
+    responder, worker, _ = answering(with_tokens, "a red circle")
+    assert responder.answer(tensors()) == ["a red circle"]
+    assert not worker.requests[-1].stream
+
+
+def test_moments_are_those_of_the_worker(engine: ServedEngine) -> None:
+    responder, worker, metrics = answering(engine, "a red circle")
+    responder.answer(tensors())
+    assert count(metrics, "multimodal_time_to_first_token_seconds_sum") == 0.5
+    assert count(metrics, "multimodal_inter_token_seconds_count") == worker.given - 1
+    assert count(metrics, "multimodal_inter_token_seconds_sum") == (worker.given - 1) * 0.25
 
 
 def test_the_length_is_the_request_s(engine: ServedEngine) -> None:

@@ -193,6 +193,15 @@ async def test_a_stream(port: Port) -> None:
     assert events[-1]["usage"]["completion_tokens"] == len(port.worker.ids)
 
 
+async def test_the_worker_streams_for_those_who_read_as_it_comes(engine: ServedEngine) -> None:
+    bare = replace(engine, recipe=RECIPE.model_copy(update={"stop_strings": ()}))
+    async with serving(bare, " a red circle ") as port:
+        await port.ask()
+        await port.stream()
+        await port.ask(stop="circle")
+        assert [request.stream for request in port.worker.requests] == [False, True, True]
+
+
 def clip() -> dict[str, Any]:
     """Of 1.2 seconds."""
     data = base64.b64encode(encode(noise(12), LOSSLESS["mp4"])).decode()

@@ -99,7 +99,7 @@ def test_refusals_speak_the_port_s_language(engine: ServedEngine) -> None:
 
 def pieces(engine: ServedEngine, text: str, **changes: Any) -> tuple[list[str], Reply]:
     prepared = prepare(asking(Said(("x",)), max_output_len=60, **changes), engine)
-    reply = Reply(prepared, engine, Metrics(), request_id=1, sampling=Sampling())
+    reply = Reply(prepared, engine, Metrics(), request_id=1, sampling=Sampling(), stream=True)
     given = []
     for token in engine.tokenizer.encode((text,)).ids:
         given.append(reply.feed(Tokens(request_id=1, token_ids=(token,))).text)

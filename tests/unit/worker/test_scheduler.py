@@ -165,6 +165,23 @@ async def test_tokens_then_one_end(stops: frozenset[int], tokens: list[int], rea
     assert front.messages[-1] is end
 
 
+async def test_who_does_not_stream_is_told_once() -> None:
+    front = Front()
+    scheduler = made(Model(), front)
+    for request_id, stream in ((1, True), (2, False)):
+        await scheduler.submit(asking(request_id).model_copy(update={"stream": stream}), [])
+        await front.end(request_id)
+    assert front.tokens(1) == front.tokens(2)
+    said = [
+        [m for m in front.messages if isinstance(m, Tokens) and m.request_id == request_id] for request_id in (1, 2)
+    ]
+    assert [len(messages) for messages in said] == [3, 1]
+    for messages in said:
+        seconds = [moment for message in messages for moment in message.seconds]
+        assert len(seconds) == 3
+        assert seconds == sorted(seconds)
+
+
 async def test_media_rows_stand_where_the_spans_say_and_ids_there_have_no_meaning() -> None:
     model, front = Model(), Front()
     await made(model, front).submit(with_picture(1, (1, 2)), [picture(0.5)])
