@@ -35,6 +35,8 @@ OUTPUTS: Final = Tensor("outputs", "BYTES", (-1,))
 
 SAMPLE_RATE: Final = 16_000
 """Of `INPUT_SIGNAL`, in Hz; one channel, full scale -1 to 1."""
+GRPC_CONNECTION_SECONDS: Final = 5
+"""So often the server asks a client of gRPC to connect anew, between requests: that leads to a pod that stays."""
 
 OPTIONS: Final = (
     BATCH_SIZE,

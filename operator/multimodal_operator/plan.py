@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from multimodal_operator.want import Wanted
 
 DELETION_DEADLINE: Final = timedelta(seconds=180)
-"""Pods end within their grace period of 60 s unless their node is gone; then the resource is released without them."""
+"""Pods end within their grace period of 68 s unless their node is gone; then the resource is released without them."""
 POLL_FASTEST: Final = 2.0
 POLL_SLOWEST: Final = 10.0
 POLL_PART: Final = 0.1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import queue
 import signal
@@ -53,6 +54,7 @@ class Settings:
     grpc_port: int
     metrics_port: int
     openai_port: int
+    drain_seconds: float
     grace_seconds: float
     termination_log: Path
 
@@ -153,10 +155,11 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
         metrics.watch_worker(worker.stats)
         responder.warm_up()
         clock.note("warm")
+        # Before Triton says that the model is ready: a pod that is ready answers at every port.
+        openai.start()
         triton.open()
         loaded, end = end, _wait_for(_Published, events)
     if isinstance(end, _Published):
-        openai.start()
         clock.note("ready")
         LOG.info(
             "ready",
@@ -171,6 +174,10 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
             },
         )
         end = _wait_for_end(events, triton.is_alive)
+        if isinstance(end, _Stop):
+            LOG.info("leaving: requests are taken until nobody sends them here any more")
+            openai.leave()
+            end = _wait_for_end(events, triton.is_alive, settings.drain_seconds)
     if isinstance(end, Failure):
         time.sleep(LAST_WORDS_SECONDS)
         triton.discard()
@@ -222,11 +229,14 @@ def _wait_for(kind: type[_Wanted], events: queue.SimpleQueue[_Event]) -> _Wanted
     )
 
 
-def _wait_for_end(events: queue.SimpleQueue[_Event], triton_is_alive: Callable[[], bool]) -> Failure | _Stop:
-    """Wait for a signal, the worker's death or Triton's."""
-    while True:
+def _wait_for_end(
+    events: queue.SimpleQueue[_Event], triton_is_alive: Callable[[], bool], seconds: float = math.inf
+) -> Failure | _Stop:
+    """Wait for a signal, the worker's death or Triton's; after so many seconds it is time to stop too."""
+    ends = time.monotonic() + seconds
+    while (left := ends - time.monotonic()) > 0:
         try:
-            event = events.get(timeout=WATCH_SECONDS)
+            event = events.get(timeout=min(left, WATCH_SECONDS))
         except queue.Empty:
             if triton_is_alive():
                 continue
@@ -238,6 +248,7 @@ def _wait_for_end(events: queue.SimpleQueue[_Event], triton_is_alive: Callable[[
             )
         if isinstance(event, Failure | _Stop):
             return event
+    return _Stop()
 
 
 def _leave_word(failure: Failure, path: Path) -> None:
@@ -265,7 +276,13 @@ def _settings() -> Settings:
     parser.add_argument("--metrics-port", type=int, default=8002, help="Prometheus metrics")
     parser.add_argument("--openai-port", type=int, default=9000, help="OpenAI's chat completions over HTTP")
     parser.add_argument(
-        "--grace-seconds", type=float, default=25.0, help="how long running requests may go on after SIGTERM"
+        "--drain-seconds",
+        type=float,
+        default=0.0,
+        help="how long new requests are taken after SIGTERM: the time a cluster needs to send them elsewhere",
+    )
+    parser.add_argument(
+        "--grace-seconds", type=float, default=25.0, help="how long running requests may go on after that"
     )
     parser.add_argument(
         "--termination-log", type=Path, default=Path(TERMINATION_LOG), help="where the reason of a failure is written"

@@ -97,6 +97,7 @@ class OpenAiPort:
         self._where = (address, port)
         self._created = int(time.time())
         self._running = 0
+        self._leaving = False
         self._closing = False
         self._loop = asyncio.new_event_loop()
         self._runner: web.AppRunner | None = None
@@ -106,9 +107,13 @@ class OpenAiPort:
         threading.Thread(target=self._loop.run_forever, name="openai", daemon=True).start()
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(START_SECONDS)
 
+    def leave(self) -> None:
+        """Say that this server will stop: `/health` fails, and every answer is its connection's last."""
+        self._leaving = True
+
     def stop(self, seconds: float) -> None:
         """Take no more, and wait for those that run, so many seconds at most."""
-        self._closing = True
+        self._leaving = self._closing = True
         ends = time.monotonic() + seconds
         while self._running and time.monotonic() < ends:
             time.sleep(POLL_SECONDS)
@@ -118,6 +123,7 @@ class OpenAiPort:
     def app(self) -> web.Application:
         """Make the application."""
         app = web.Application(middlewares=[_errors], client_max_size=MAX_BODY_BYTES)
+        app.on_response_prepare.append(self._part)
         document = openapi(self._version)
         app.add_routes(
             [
@@ -144,8 +150,14 @@ class OpenAiPort:
         self._check_model(request.match_info["model"])
         return web.json_response(self._card())
 
+    async def _part(self, _request: web.Request, response: web.StreamResponse) -> None:
+        """Have a client that keeps its connection open its next one, which leads to another pod."""
+        if self._leaving:
+            response.force_close()
+            response.headers["Connection"] = "close"
+
     async def _health(self, _request: web.Request) -> web.Response:
-        if self._closing:
+        if self._leaving:
             raise _shutting_down()
         return web.json_response({"status": "ok"})
 

@@ -98,13 +98,15 @@ class _Model(Model):  # type: ignore[misc]  # pytriton ships no types
 
 
 class _Server(pytriton.triton.Triton):  # type: ignore[misc]  # pytriton ships no types
-    """Triton with two settings that PyTriton does not offer."""
+    """Triton with settings that PyTriton does not offer."""
 
     def _prepare_triton_config(self, workspace: object) -> None:
         super()._prepare_triton_config(workspace)
         # Else Triton starts every model's process once more, only to ask for what the configuration already says.
         self._triton_server_config["strict-model-config"] = True
         self._triton_server_config["log-info"] = False
+        # PyTriton's list of settings is older than this one.
+        self._triton_server_config.server_args()["grpc-max-connection-age"] = 1000 * wire.GRPC_CONNECTION_SECONDS
 
 
 class Triton:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -51,9 +54,14 @@ class Asking(threading.Thread):
 def wait_until_all_run(server: Server, threads: list[Asking]) -> None:
     for thread in threads:
         thread.start()
+    wait_until(server, "multimodal_running_requests", 2)
+
+
+def wait_until(server: Server, metric: str, value: int) -> None:
     ends = time.monotonic() + END_SECONDS
-    while "\nmultimodal_running_requests 2" not in server_page(server):
-        assert time.monotonic() < ends, "the requests did not start"
+    said = re.compile(rf"^{metric}(?:{{.*}})? {value}(?:\.0)?$", re.MULTILINE)
+    while not said.search(server_page(server)):
+        assert time.monotonic() < ends, f"{metric} never was {value}"
 
 
 def server_page(server: Server) -> str:
@@ -62,11 +70,27 @@ def server_page(server: Server) -> str:
         return page
 
 
+def health(server: Server) -> int:
+    try:
+        with urllib.request.urlopen(f"{server.openai}/health", timeout=30) as response:  # noqa: S310 -- our own server
+            status: int = response.status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    return status
+
+
 def test_a_stop_finishes_what_was_accepted_and_exits_0(start: Callable[[Path], Server], engine: Path) -> None:
     server = ready(start(engine))
-    threads = [Asking(server, seed) for seed in range(4)]  # two run, two wait in Triton
-    wait_until_all_run(server, threads)
-    server.process.send_signal(signal.SIGTERM)
+    threads = [Asking(server, seed) for seed in range(4)]  # two run, the others wait in Triton
+    wait_until_all_run(server, threads[:2])
+    assert health(server) == HTTPStatus.OK
+    server.process.send_signal(signal.SIGTERM)  # it leaves, and still takes what comes
+    while health(server) == HTTPStatus.OK:
+        time.sleep(0.01)
+    for thread in threads[2:]:
+        thread.start()
+    wait_until(server, "nv_inference_pending_request_count", 2)
+    server.process.send_signal(signal.SIGTERM)  # whoever asks twice does not want to wait for others
     time.sleep(0.5)
     with pytest.raises(ProductError):
         server.client.query(TEXT, picture(9))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from multimodal_api import labels
+from multimodal_api import labels, wire
 from multimodal_api.build import STORE_MOUNT
 from multimodal_api.resource import Rollout
 from multimodal_operator.kinds import DEPLOYMENT
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 PORTS: Final = {"http": 8000, "grpc": 8001, "metrics": 8002, "openai": 9000}
 """Inside the pod; the Service maps the user's numbers to these names."""
-GRACE_SECONDS: Final = 60
-"""Time that running requests have to finish."""
+DRAIN_SECONDS: Final = wire.GRPC_CONNECTION_SECONDS + 3
+"""Time in which a pod that ends takes requests: until every node's proxy has heard of it, and the last connection of
+gRPC that came before that has been renewed elsewhere."""
+FINISH_SECONDS: Final = 50
+"""Time that running requests have to finish after that."""
+GRACE_SECONDS: Final = DRAIN_SECONDS + FINISH_SECONDS + 10
+"""Until the kubelet ends a pod by force: a part is for the exit itself."""
 START_SECONDS: Final = 1800
 """Longest time from a container's start to its first answer: large engines load for many minutes."""
 SCHEDULING_SECONDS: Final = 600
@@ -63,7 +68,7 @@ def _spec(want: Wanted, images: Images) -> Json:
     serving, triton = want.spec.serving, want.spec.triton
     args = ["multimodal-server", "--engine", f"{STORE_MOUNT}/{want.key}", "--model-name", want.model_name]
     args += ["--model-version", str(triton.model_version), "--http-address", triton.http_address]
-    args += ["--grace-seconds", str(GRACE_SECONDS - 10)]  # the rest is for the exit itself
+    args += ["--drain-seconds", str(DRAIN_SECONDS), "--grace-seconds", str(FINISH_SECONDS)]
     for name, port in PORTS.items():
         args += [f"--{name}-port", str(port)]
     probes = _probes(want)

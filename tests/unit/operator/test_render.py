@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multimodal_api import labels
+from multimodal_api import labels, wire
 from multimodal_api.engine import BuildInputs
 from multimodal_operator.differ import must_apply
 from multimodal_operator.kinds import Json
@@ -180,13 +180,16 @@ def test_what_a_job_keeps_and_who_made_it_is_no_reason_to_make_it_anew() -> None
 
 def test_the_server_is_told_its_engine_and_names() -> None:
     wanted = want(resource(triton={"modelName": "m", "modelVersion": 3, "httpPort": 9500, "httpAddress": "10.0.0.1"}))
-    main = pod_of(deployment.deployment(wanted, IMAGES, store_uid=STORE_UID))["containers"][0]
+    pod = pod_of(deployment.deployment(wanted, IMAGES, store_uid=STORE_UID))
+    main = pod["containers"][0]
     args: list[str] = main["args"]
     given = dict(zip(args[::2], args[1::2], strict=True))
     assert given["--engine"] == f"/engines/{wanted.key}"
     assert (given["--model-name"], given["--model-version"], given["--http-address"]) == ("m", "3", "10.0.0.1")
     assert given["--http-port"] == "8000", "the Service maps the user's number"
-    assert float(given["--grace-seconds"]) < 60
+    drain, grace = float(given["--drain-seconds"]), float(given["--grace-seconds"])
+    assert drain > 1.1 * wire.GRPC_CONNECTION_SECONDS, "gRPC spreads the age of connections by a tenth"
+    assert drain + grace < pod["terminationGracePeriodSeconds"]
     assert main["startupProbe"]["httpGet"]["path"] == "/v2/models/m/ready"
     mounts = {mount["mountPath"]: mount for mount in main["volumeMounts"]}
     assert mounts["/engines"]["readOnly"]

@@ -375,6 +375,20 @@ async def test_what_else_is_there(port: Port) -> None:
     assert (status, body["error"]["code"]) == (404, "Not Found")
 
 
+async def test_a_port_that_leaves_answers_and_has_its_clients_connect_elsewhere(port: Port) -> None:
+    async with port.session.get(f"{port.url}/health") as response:
+        assert (response.status, response.headers.get("Connection")) == (200, None)
+    port.port.leave()
+    async with port.session.get(f"{port.url}/health") as response:
+        assert response.status == 503
+    assert (await port.ask())[0] == 200
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "what?"}]}
+    for stream in (False, True):
+        async with port.session.post(f"{port.url}/v1/chat/completions", json=body | {"stream": stream}) as response:
+            assert (response.status, response.headers["Connection"]) == (200, "close")
+            assert (await response.read()).endswith(b"}" if not stream else b"[DONE]\n\n")
+
+
 async def test_stopping_lets_the_running_end_and_takes_no_more(port: Port) -> None:
     port.worker.gate.clear()
     asking = asyncio.create_task(port.ask())
