@@ -6,7 +6,7 @@ The models are the one source: the CRD's schema, its defaults and `kubectl expla
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field, StringConstraints
 
@@ -27,6 +27,11 @@ ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
+MEDIA_DOMAIN: Final = (
+    r"^(http://)?(\*\.)?([a-z0-9]([-a-z0-9]*[a-z0-9])?\.)*[a-z]([-a-z0-9]*[a-z0-9])?(:[1-9][0-9]{0,4})?$"
+)
+"""Never a number: an address that is one names a machine, and no domain."""
+MediaDomain = Annotated[str, StringConstraints(pattern=MEDIA_DOMAIN, max_length=270)]
 AnyObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 """Handed to Kubernetes as it is, which validates it when the pod is made."""
 
@@ -126,6 +131,9 @@ class OpenAiSpec(Model):
 
     port: Port = 9000
     """Port of `/v1/chat/completions` and its companions."""
+    media_domains: Annotated[list[MediaDomain], Field(max_length=64)] | None = None
+    """Hosts that pictures, videos and sounds are fetched from where a request names an address: HOST, or *.DOMAIN for
+    all below it, over HTTPS; http:// in front for HTTP, :PORT behind for another port. Default: nothing is fetched."""
 
 
 class EngineStore(Model):

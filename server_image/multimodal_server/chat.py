@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from multimodal_api.worker_protocol import FinishReason, Sampling
 from multimodal_server.openai_schema import Logprobs, TextPart, TokenLogprob, TopLogprob
-from multimodal_server.parts import PartReader
+from multimodal_server.parts import PartReader, addresses
 from multimodal_server.questions import Names, Question, Said, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from multimodal_api.engine import Limits
     from multimodal_recipes.recipe import Recipe
@@ -26,13 +26,29 @@ TINY_NUCLEUS: Final = 1e-6
 _SYSTEM: Final = frozenset({"system", "developer"})
 
 
-def read_chat(request: ChatRequest, limits: Limits, recipe: Recipe) -> Question:
+def media_addresses(request: ChatRequest, recipe: Recipe) -> dict[str, str]:
+    """List the media that a request names by address: what to call each in an error, by address.
+
+    Raises:
+        ProductError: the model does not take such media.
+    """
+    asked = (
+        (_name(number, index), part)
+        for number, message in enumerate(request.messages)
+        if message.role == "user" and not isinstance(message.content, str)
+        for index, part in enumerate(message.content)
+    )
+    return addresses(asked, recipe)
+
+
+def read_chat(request: ChatRequest, limits: Limits, recipe: Recipe, fetched: Mapping[str, bytes]) -> Question:
     """Make a question of a request whose fields have been checked one by one.
 
     Args:
         request: as it came.
         limits: of the engine.
         recipe: of its model.
+        fetched: contents of `media_addresses`.
 
     Raises:
         ProductError: the messages are no conversation, a medium cannot be read or is not what the model takes, or a
@@ -56,7 +72,7 @@ def read_chat(request: ChatRequest, limits: Limits, recipe: Recipe) -> Question:
         raise refuse("top_logprobs", "is given without logprobs", "set logprobs to true")
     stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     return Question(
-        turns=tuple(_turns(request.messages, PartReader(limits, recipe))),
+        turns=tuple(_turns(request.messages, PartReader(limits, recipe, fetched))),
         sampling=_sampling(request),
         max_output_len=length,
         names=NAMES,
@@ -120,7 +136,7 @@ def _turns(messages: list[Message], reader: PartReader) -> Iterator[Said]:
         elif message.role == "user":
             if asked is not None:
                 raise refuse(at, "is the second user message in a row", "join them in one message, as parts")
-            asked = (*((system,) if system else ()), *_content(message, reader, at))
+            asked = (*((system,) if system else ()), *_content(message, reader, number))
             system = ""
         else:
             if asked is None:
@@ -140,13 +156,17 @@ def _text(message: Message, at: str) -> str:
     return "".join(part.text for part in message.content if isinstance(part, TextPart))
 
 
-def _content(message: Message, reader: PartReader, at: str) -> tuple[str | Shown, ...]:
+def _name(message: int, part: int) -> str:
+    return f"messages[{message}].content[{part}]"
+
+
+def _content(message: Message, reader: PartReader, number: int) -> tuple[str | Shown, ...]:
     parts = message.content
     content = (
         (parts,)
         if isinstance(parts, str)
-        else tuple(reader.read(part, f"{at}.content[{i}]") for i, part in enumerate(parts))
+        else tuple(reader.read(part, _name(number, index)) for index, part in enumerate(parts))
     )
     if not any(not isinstance(part, str) or part.strip() for part in content):
-        raise refuse(at, "is empty", "send a question")
+        raise refuse(f"messages[{number}]", "is empty", "send a question")
     return content

@@ -55,6 +55,7 @@ class Settings:
     metrics_port: int
     openai_port: int
     drain_seconds: float
+    media_domain: list[str]
     grace_seconds: float
     termination_log: Path
 
@@ -115,6 +116,7 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
     # These take a second, while the worker imports torch.
     from multimodal_server.answers import Responder  # noqa: PLC0415
     from multimodal_server.engine import open_engine  # noqa: PLC0415
+    from multimodal_server.fetching import fetching  # noqa: PLC0415
     from multimodal_server.metrics import Metrics, MetricsServer  # noqa: PLC0415
     from multimodal_server.openai import OpenAiPort  # noqa: PLC0415
     from multimodal_server.triton import Addresses, Triton, check_port, free_port  # noqa: PLC0415
@@ -139,6 +141,7 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
         version=version(DISTRIBUTION),
         address=settings.http_address,
         port=settings.openai_port,
+        fetcher=fetching(settings.media_domain),
     )
     publish = partial(
         triton.publish,
@@ -275,6 +278,9 @@ def _settings() -> Settings:
     parser.add_argument("--grpc-port", type=int, default=8001, help="KServe v2 over gRPC")
     parser.add_argument("--metrics-port", type=int, default=8002, help="Prometheus metrics")
     parser.add_argument("--openai-port", type=int, default=9000, help="OpenAI's chat completions over HTTP")
+    parser.add_argument(
+        "--media-domain", action="append", default=[], help="host to fetch media from (spec.openai.mediaDomains)"
+    )
     parser.add_argument(
         "--drain-seconds",
         type=float,

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
-from multimodal_server.chat import finish_reason, logprobs, read_chat
+from multimodal_server.chat import finish_reason, logprobs, media_addresses, read_chat
+from multimodal_server.fetching import Fetcher
 from multimodal_server.openai_schema import (
     COMPLETIONS_PATH,
     Answer,
@@ -35,7 +36,8 @@ from multimodal_server.openai_schema import (
 from multimodal_server.streams import merged
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from multimodal_api.worker_protocol import Sampling
     from multimodal_server.answers import Responder
@@ -52,6 +54,9 @@ START_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.05
 RETRY_AFTER_SECONDS: Final = 1
 """What is said to those whom a full queue refuses: about one answer's time."""
+
+
+_FETCHER: Final = web.AppKey("fetcher", Fetcher)
 
 
 class _Status(NamedTuple):
@@ -81,7 +86,16 @@ class _Collected:
 class OpenAiPort:
     """The port, in a thread and a loop of its own."""
 
-    def __init__(self, responder: Responder, *, model: str, version: str, address: str, port: int) -> None:
+    def __init__(
+        self,
+        responder: Responder,
+        *,
+        model: str,
+        version: str,
+        address: str,
+        port: int,
+        fetcher: AbstractAsyncContextManager[Fetcher],
+    ) -> None:
         """Prepare.
 
         Args:
@@ -90,8 +104,10 @@ class OpenAiPort:
             version: of this software.
             address: to listen on.
             port: to listen on.
+            fetcher: of media that requests name by address.
         """
         self._responder = responder
+        self._fetcher = fetcher
         self._model = model
         self._version = version
         self._where = (address, port)
@@ -125,6 +141,7 @@ class OpenAiPort:
         app = web.Application(middlewares=[_errors], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(self._part)
         document = openapi(self._version)
+        app.cleanup_ctx.append(self._fetching)
         app.add_routes(
             [
                 web.post(COMPLETIONS_PATH, self._complete),
@@ -142,6 +159,10 @@ class OpenAiPort:
         self._runner = web.AppRunner(self.app(), handler_cancellation=True, access_log=None, shutdown_timeout=0)
         await self._runner.setup()
         await web.TCPSite(self._runner, *self._where).start()
+
+    async def _fetching(self, app: web.Application) -> AsyncGenerator[None, None]:
+        async with self._fetcher as app[_FETCHER]:
+            yield
 
     def _card(self) -> dict[str, Any]:
         return {"id": self._model, "object": "model", "created": self._created, "owned_by": "multimodal-server"}
@@ -169,7 +190,8 @@ class OpenAiPort:
         self._running += 1
         try:
             with self._responder.handling():
-                prepared = await asyncio.to_thread(self._prepare, asked)
+                media = await request.app[_FETCHER].fetch(media_addresses(asked, self._responder.engine.recipe))
+                prepared = await asyncio.to_thread(self._prepare, asked, media)
                 head = {"id": f"chatcmpl-{time.time_ns():x}", "created": int(time.time()), "model": self._model}
                 if asked.stream:
                     return await self._stream(request, asked, prepared, head)
@@ -177,9 +199,9 @@ class OpenAiPort:
         finally:
             self._running -= 1
 
-    def _prepare(self, asked: ChatRequest) -> Prepared:
+    def _prepare(self, asked: ChatRequest, media: Mapping[str, bytes]) -> Prepared:
         engine = self._responder.engine
-        return self._responder.prepare(read_chat(asked, engine.limits, engine.recipe))
+        return self._responder.prepare(read_chat(asked, engine.limits, engine.recipe, media))
 
     async def _answer(self, prepared: Prepared, head: dict[str, Any]) -> web.Response:
         """Answer at once, when all is there."""

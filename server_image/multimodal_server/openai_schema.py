@@ -32,7 +32,7 @@ class ImageUrl(_Model):
     """Where a picture is."""
 
     url: str
-    """A data URI with base64 content; this server fetches nothing."""
+    """A data URI with base64 content, or an address that this server fetches from (`spec.openai.mediaDomains`)."""
     detail: Literal["auto", "low", "high"] = "auto"
     """Of no effect: every picture is seen as the model was trained to."""
 
@@ -48,7 +48,7 @@ class VideoUrl(_Model):
     """Where a video is."""
 
     url: str
-    """A data URI with base64 content; this server fetches nothing."""
+    """As of a picture."""
 
 
 class VideoPart(_Model):
@@ -73,7 +73,21 @@ class AudioPart(_Model):
     input_audio: InputAudio
 
 
-Part = Annotated[TextPart | ImagePart | VideoPart | AudioPart, Field(discriminator="type")]
+class AudioUrl(_Model):
+    """Where a sound is."""
+
+    url: str
+    """As of a picture."""
+
+
+class AudioUrlPart(_Model):
+    """A sound by its address."""
+
+    type: Literal["audio_url"]
+    audio_url: AudioUrl
+
+
+Part = Annotated[TextPart | ImagePart | VideoPart | AudioPart | AudioUrlPart, Field(discriminator="type")]
 
 
 class Message(_Model):

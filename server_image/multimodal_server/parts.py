@@ -1,29 +1,100 @@
-"""Media in the parts of a chat message: from base64 to pictures, videos and sounds."""
+"""Media in the parts of a chat message: from bytes to pictures, videos and sounds."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from multimodal_recipes import images, videos, waves
 from multimodal_recipes.frames import choose_frames
 from multimodal_recipes.layout import lay_out
-from multimodal_server.openai_schema import AudioPart, ImagePart, TextPart
+from multimodal_server.openai_schema import AudioPart, AudioUrlPart, ImagePart, TextPart, VideoPart
 from multimodal_server.questions import refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from multimodal_api.engine import Limits
     from multimodal_recipes.recipe import Recipe, VisionRecipe
-    from multimodal_recipes.videos import Video
-    from multimodal_recipes.waves import Wave
-    from multimodal_server.openai_schema import Part, VideoPart
-    from multimodal_server.questions import Frames, Shown
+    from multimodal_server.openai_schema import Part
+    from multimodal_server.questions import Shown
+
+Named = ImagePart | VideoPart | AudioUrlPart
+"""A part that says where its medium is."""
 
 _DATA_URI: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[^;,]*)*;base64,(.*)", re.DOTALL)
+
+
+def check_kind(part: Part, recipe: Recipe, at: str) -> None:
+    """Refuse a medium that the model was not trained on.
+
+    Args:
+        part: of a message.
+        recipe: of the model.
+        at: what to call the part in an error.
+
+    Raises:
+        ProductError: of another kind.
+    """
+    vision = recipe.vision
+    match part:
+        case AudioPart() | AudioUrlPart() if recipe.audio is None:
+            raise refuse(at, "is a sound, and this model sees", "send a picture, or ask a model of salm")
+        case ImagePart() if vision is None:
+            raise refuse(at, "is a picture, and this model takes sounds", "send a sound, or ask a model that sees")
+        case VideoPart() if vision is None or vision.video is None:
+            kind = "sound" if vision is None else "picture"
+            raise refuse(
+                at,
+                f"is a video, and this model takes {kind}s",
+                f"send a {kind}, or ask a model of video-neva, lita or vita",
+            )
+
+
+class Place(NamedTuple):
+    """Where a medium is."""
+
+    at: str
+    """What to call it in an error."""
+    url: str
+    example: str
+    """How its content begins as a data URI."""
+
+
+def place(part: Named, at: str) -> Place:
+    """Say where a part's medium is."""
+    match part:
+        case ImagePart(image_url=image):
+            return Place(f"{at}.image_url.url", image.url, "data:image/png;base64,")
+        case VideoPart(video_url=video):
+            return Place(f"{at}.video_url.url", video.url, "data:video/mp4;base64,")
+        case AudioUrlPart(audio_url=audio):
+            return Place(f"{at}.audio_url.url", audio.url, "data:audio/wav;base64,")
+
+
+def addresses(parts: Iterable[tuple[str, Part]], recipe: Recipe) -> dict[str, str]:
+    """List the media that are to be fetched.
+
+    Args:
+        parts: of what the user says, with what to call each in an error.
+        recipe: of the model.
+
+    Returns:
+        What to call each address in an error, by address.
+
+    Raises:
+        ProductError: the model does not take such media.
+    """
+    found: dict[str, str] = {}
+    for at, part in parts:
+        check_kind(part, recipe, at)
+        if isinstance(part, Named):
+            where = place(part, at)
+            if where.url[:8].lower().startswith(("http://", "https://")):
+                found.setdefault(where.url, where.at)
+    return found
 
 
 class PartReader:
@@ -32,15 +103,17 @@ class PartReader:
     The positions that pictures and videos take are counted on the way, so that what has no room is never decoded.
     """
 
-    def __init__(self, limits: Limits, recipe: Recipe) -> None:
+    def __init__(self, limits: Limits, recipe: Recipe, fetched: Mapping[str, bytes]) -> None:
         """Begin.
 
         Args:
             limits: of the engine.
             recipe: of its model.
+            fetched: contents of the media that the request names by address, by address.
         """
         self._limits = limits
         self._recipe = recipe
+        self._fetched = fetched
         self._positions = 0
 
     def read(self, part: Part, at: str) -> str | Shown:
@@ -55,37 +128,29 @@ class PartReader:
         """
         if isinstance(part, TextPart):
             return part.text
+        check_kind(part, self._recipe, at)
         if isinstance(part, AudioPart):
-            return self._sound(part, at)
-        return self._picture(part, at) if isinstance(part, ImagePart) else self._video(part, at)
+            at = f"{at}.input_audio.data"
+            return waves.decode(_bytes(part.input_audio.data, at), at=at)
+        where = place(part, at)
+        data = self._content(where)
+        if isinstance(part, AudioUrlPart):
+            return waves.decode(data, at=where.at)
+        choose = self._choice(self._recipe.seeing(), where.at)
+        if isinstance(part, VideoPart):
+            return videos.read(data, at=where.at, choose=choose)
+        choose(1)
+        return images.decode(data, at=where.at)[None]
 
-    def _sound(self, part: AudioPart, at: str) -> Wave:
-        if self._recipe.audio is None:
-            raise refuse(at, "is a sound, and this model sees", "send a picture, or ask a model of salm")
-        at = f"{at}.input_audio.data"
-        return waves.decode(_bytes(part.input_audio.data, at), at=at)
-
-    def _picture(self, part: ImagePart, at: str) -> Frames:
-        vision = self._recipe.vision
-        if vision is None:
-            raise refuse(at, "is a picture, and this model takes sounds", "send a sound, or ask a model that sees")
-        at = f"{at}.image_url.url"
-        data = _inline(part.image_url.url, at, "picture itself: data:image/png;base64,...")
-        self._choice(vision, at)(1)
-        return images.decode(data, at=at)[None]
-
-    def _video(self, part: VideoPart, at: str) -> Video:
-        vision = self._recipe.vision
-        if vision is None or vision.video is None:
-            kind = "sound" if vision is None else "picture"
+    def _content(self, where: Place) -> bytes:
+        if (fetched := self._fetched.get(where.url)) is not None:
+            return fetched
+        found = _DATA_URI.fullmatch(where.url)
+        if found is None:
             raise refuse(
-                at,
-                f"is a video, and this model takes {kind}s",
-                f"send a {kind}, or ask a model of video-neva, lita or vita",
+                where.at, "is no data URI, and no address that is fetched", f"send the content: {where.example}..."
             )
-        at = f"{at}.video_url.url"
-        data = _inline(part.video_url.url, at, "video itself: data:video/mp4;base64,...")
-        return videos.read(data, at=at, choose=self._choice(vision, at))
+        return _bytes(found[1], where.at)
 
     def _choice(self, vision: VisionRecipe, at: str) -> Callable[[int], Sequence[int]]:
         """Choose frames of a video, or the one of a picture, and count the positions that they take."""
@@ -105,13 +170,6 @@ class PartReader:
             return chosen
 
         return choose
-
-
-def _inline(url: str, at: str, remedy: str) -> bytes:
-    found = _DATA_URI.fullmatch(url)
-    if found is None:
-        raise refuse(at, "is no data URI, and this server fetches nothing", f"send the {remedy}")
-    return _bytes(found[1], at)
 
 
 def _bytes(encoded: str, at: str) -> bytes:

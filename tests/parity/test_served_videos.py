@@ -67,7 +67,7 @@ class Served(NamedTuple):
         parts = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": question}]
         body = {"model": "tiny", "messages": [{"role": "user", "content": parts}], "temperature": 0}
         engine = self.responder.engine
-        ready = self.responder.prepare(read_chat(ChatRequest.model_validate(body), engine.limits, engine.recipe))
+        ready = self.responder.prepare(read_chat(ChatRequest.model_validate(body), engine.limits, engine.recipe, {}))
         reply = self.responder.reply(ready, ready.question.sampling)
         return "".join(piece.text for piece in self.responder.stream(ready, reply))
 

@@ -71,6 +71,8 @@ def _spec(want: Wanted, images: Images) -> Json:
     args += ["--drain-seconds", str(DRAIN_SECONDS), "--grace-seconds", str(FINISH_SECONDS)]
     for name, port in PORTS.items():
         args += [f"--{name}-port", str(port)]
+    for domain in want.spec.openai.media_domains or ():
+        args += ["--media-domain", domain]
     probes = _probes(want)
     main = container(
         name="server",

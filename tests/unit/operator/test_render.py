@@ -198,6 +198,16 @@ def test_the_server_is_told_its_engine_and_names() -> None:
     assert (http["port"], http["targetPort"]) == (9500, "http")
 
 
+def test_the_server_is_told_where_media_may_be_fetched_and_the_engine_stays() -> None:
+    bare, listed = want(resource()), want(resource(openai={"mediaDomains": ["example.org", "http://*.b.test:81"]}))
+    args, more = (
+        pod_of(deployment.deployment(wanted, IMAGES, store_uid=STORE_UID))["containers"][0]["args"]
+        for wanted in (bare, listed)
+    )
+    assert more == [*args, "--media-domain", "example.org", "--media-domain", "http://*.b.test:81"]
+    assert listed.key == bare.key
+
+
 @pytest.mark.parametrize(
     ("spec", "strategy"),
     [

@@ -8,7 +8,7 @@ import io
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from typing import Any, cast
 import aiohttp
 import numpy as np
 import pytest
+from aiohttp import web
 from PIL import Image
 
 from multimodal_api.engine import Manifest
@@ -26,6 +27,7 @@ from multimodal_recipes.recipe import FrameSampling, TimeTokens, VideoLayout, Vi
 from multimodal_recipes.tokenizer import Tokenizer
 from multimodal_server.answers import Responder
 from multimodal_server.engine import ServedEngine
+from multimodal_server.fetching import Fetcher, fetching
 from multimodal_server.metrics import Metrics
 from multimodal_server.openai import OpenAiPort
 from multimodal_server.triton import free_port
@@ -106,10 +108,14 @@ def engine(tmp_path: Path) -> ServedEngine:
 
 
 @asynccontextmanager
-async def serving(engine: ServedEngine, answer: str) -> AsyncIterator[Port]:
+async def serving(
+    engine: ServedEngine, answer: str, fetcher: AbstractAsyncContextManager[Fetcher] | None = None
+) -> AsyncIterator[Port]:
     worker, number = Scripted(engine.tokenizer, answer), free_port()
     responder = Responder(engine, cast("WorkerClient", worker), Metrics())
-    opened = OpenAiPort(responder, model="tiny", version="1.2", address="127.0.0.1", port=number)
+    opened = OpenAiPort(
+        responder, model="tiny", version="1.2", address="127.0.0.1", port=number, fetcher=fetcher or fetching(())
+    )
     opened.start()
     async with aiohttp.ClientSession() as session:
         yield Port(opened, worker, session, f"http://127.0.0.1:{number}")
@@ -200,6 +206,61 @@ async def test_the_worker_streams_for_those_who_read_as_it_comes(engine: ServedE
         await port.stream()
         await port.ask(stop="circle")
         assert [request.stream for request in port.worker.requests] == [False, True, True]
+
+
+class Pictures:
+    """A host of pictures; one of them never comes."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.begun, self.left = asyncio.Event(), asyncio.Event()
+
+    async def give(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
+        self.begun.set()
+        if request.path == "/never.png":
+            try:
+                await asyncio.sleep(60)
+            finally:
+                self.left.set()
+        return web.Response(body=base64.b64decode(picture().partition(",")[2]))
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[str]:
+        app = web.Application()
+        app.add_routes([web.get("/{name}", self.give)])
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://localhost:{runner.addresses[0][1]}"
+        await runner.cleanup()
+
+
+async def test_a_picture_by_its_address(engine: ServedEngine) -> None:
+    pictures = Pictures()
+    async with pictures.open() as host:
+        fetcher = fetching([host], allowed=lambda address: address.is_loopback)
+        async with serving(engine, "a red circle", fetcher) as port:
+            said = [user(f"{host}/a.png", f"{host}/a.png", "text:what?")]
+            assert (await port.ask(messages=said))[0] == 200
+            assert (await port.ask(messages=[user(picture(), picture(), "text:what?")]))[0] == 200
+            sound = {"type": "audio_url", "audio_url": {"url": f"{host}/a.wav"}}
+            status, body = await port.ask(messages=[{"role": "user", "content": [sound]}])
+            assert (status, body["error"]["param"]) == (400, "messages[0].content[0]")
+        assert port.worker.buffers[0] == port.worker.buffers[2]
+    assert pictures.asked == ["/a.png"], "once for both places, and nothing that the model does not take"
+
+
+async def test_a_client_that_goes_away_ends_the_fetching(engine: ServedEngine) -> None:
+    pictures = Pictures()
+    async with pictures.open() as host:
+        fetcher = fetching([host], allowed=lambda address: address.is_loopback)
+        async with serving(engine, "a red circle", fetcher) as port:
+            asking = asyncio.create_task(port.ask(messages=[user(f"{host}/never.png", "text:what?")]))
+            await pictures.begun.wait()
+            asking.cancel()
+            await asyncio.wait_for(pictures.left.wait(), 10)
+            assert port.worker.requests == []
 
 
 def clip() -> dict[str, Any]:
@@ -320,7 +381,7 @@ async def test_a_stop_ends_the_answer_and_the_work(port: Port) -> None:
         ({"messages": [user("text:a"), {"role": "assistant", "content": "b"}]}, "messages[1]", "not the user's"),
         ({"messages": [user("text: ")]}, "messages[0]", "empty"),
         ({"messages": [{"role": "user", "content": [clip()]}]}, "messages[0].content[0]", "this model takes pictures"),
-        ({"messages": [user("https://example.org/a.png")]}, "messages[0].content[0].image_url.url", "fetches nothing"),
+        ({"messages": [user("https://example.org/a.png")]}, "messages[0].content[0].image_url.url", "does not fetch"),
         ({"messages": [user("data:image/png;base64,*")]}, "messages[0].content[0].image_url.url", "not valid base64"),
         ({"messages": [user("data:image/png;base64,aGk=")]}, "messages[0].content[0].image_url.url", "no picture"),
         ({"messages": [user("text:" + "x " * 500)]}, "messages", "maxInputLen"),
@@ -367,7 +428,7 @@ async def test_what_else_is_there(port: Port) -> None:
     assert set(document["paths"]) == {"/v1/chat/completions", "/v1/models", "/health", "/version"}
     schemas = document["components"]["schemas"]
     parts = schemas["Message"]["properties"]["content"]["anyOf"][1]["items"]["discriminator"]["mapping"]
-    assert set(parts) == {"text", "image_url", "video_url", "input_audio"}
+    assert set(parts) == {"text", "image_url", "video_url", "input_audio", "audio_url"}
     assert schemas["VideoPart"]["properties"]["video_url"] == {"$ref": "#/components/schemas/VideoUrl"}
     status, body = await get("/nothing")
     assert (status, body["error"]["type"]) == (404, "invalid_request_error")

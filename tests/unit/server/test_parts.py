@@ -24,6 +24,7 @@ from tests.support.tiny_engine import RECIPE, TOKENS_PER_IMAGE, limits
 CLIP = noise(12)
 MP4 = encode(CLIP, LOSSLESS["mp4"])
 PNG = animate(CLIP[:1], "PNG")
+FETCHED = {"https://example.org/a.mp4": MP4, "HTTP://example.org/a.png": PNG}
 HEARING = Recipe.model_validate(
     RECIPE.model_dump() | {"family": Family.SALM, "vision": None, "audio": SALM, "template": TEMPLATE}
 )
@@ -48,7 +49,7 @@ def still(url: str) -> dict[str, Any]:
 
 def read(recipe: Recipe, *parts: dict[str, Any], room: int = 64) -> tuple[str | Shown, ...]:
     request = ChatRequest.model_validate({"model": "tiny", "messages": [{"role": "user", "content": list(parts)}]})
-    return read_chat(request, limits(max_multimodal_len=room), recipe).turns[0].content
+    return read_chat(request, limits(max_multimodal_len=room), recipe, FETCHED).turns[0].content
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,13 @@ def test_a_video_is_the_frames_that_the_model_sees(data: bytes, media_type: str)
     assert text == "what?"
 
 
+def test_what_was_fetched_is_read_as_what_was_sent() -> None:
+    video, picture = read(watching(3), *(film(url) if "mp4" in url else still(url) for url in FETCHED), room=96)
+    assert isinstance(video, Video)
+    assert np.array_equal(video.frames, CLIP[[0, 5, 11]])
+    assert np.array_equal(picture, CLIP[:1])
+
+
 def test_a_video_tells_how_long_it_is() -> None:
     (video,) = read(watching(), film(inline(MP4)))
     assert isinstance(video, Video)
@@ -72,8 +80,8 @@ AUDIO = {"type": "input_audio", "input_audio": {"data": "aGk=", "format": "wav"}
 PART = "messages[0].content[0]"
 URL = f"{PART}.video_url.url"
 REFUSED: dict[str, tuple[Recipe, dict[str, Any], str, str]] = {
-    "an address": (watching(), film("https://example.org/a.mp4"), URL, "fetches nothing; send the video itself"),
-    "a file of the server": (watching(), film("file:///etc/passwd"), URL, "fetches nothing"),
+    "an address": (watching(), film("https://example.org/b.mp4"), URL, "no address that is fetched; send the content"),
+    "a file of the server": (watching(), film("file:///etc/passwd"), URL, "no address that is fetched"),
     "no base64": (watching(), film("data:video/mp4;base64,*"), URL, "not valid base64; encode the file's bytes"),
     "no video": (watching(), film(inline(b"hi")), URL, "no picture; give a picture of one of these formats: GIF"),
     "a playlist": (watching(), film(inline(b"#EXTM3U\nfile:///etc/passwd\n")), URL, "no picture"),

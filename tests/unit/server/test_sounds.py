@@ -189,17 +189,34 @@ def input_audio(data: str) -> dict[str, Any]:
     return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
 
 
-def test_openai_s_part_is_the_file(engine: ServedEngine) -> None:
+RECORDING = (noise(44_100) * 2**15).astype("<i2")
+
+
+def wav() -> bytes:
+    """The recording in two equal channels."""
     file = io.BytesIO()
-    stored = (noise(44_100) * 2**15).astype("<i2")
     with wave_files.open(file, "wb") as writer:
         writer.setnchannels(2)
         writer.setsampwidth(2)
         writer.setframerate(44_100)
-        writer.writeframes(np.stack([stored, stored], axis=1).tobytes())
-    part = input_audio(base64.b64encode(file.getvalue()).decode())
-    ready = prepare(read_chat(chat({"type": "text", "text": "what?"}, part), engine.limits, engine.recipe), engine)
-    wanted = to_mono(Wave(stored[:, None].astype(np.float32) / np.float32(2**15), 44_100), RATE)
+        writer.writeframes(np.stack([RECORDING, RECORDING], axis=1).tobytes())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        input_audio(base64.b64encode(wav()).decode()),
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{base64.b64encode(wav()).decode()}"}},
+        {"type": "audio_url", "audio_url": {"url": "https://example.org/a.wav"}},
+    ],
+    ids=["inline", "data URI", "address"],
+)
+def test_a_part_is_the_file(engine: ServedEngine, part: dict[str, Any]) -> None:
+    asked = chat({"type": "text", "text": "what?"}, part)
+    fetched = {"https://example.org/a.wav": wav()}
+    ready = prepare(read_chat(asked, engine.limits, engine.recipe, fetched), engine)
+    wanted = to_mono(Wave(RECORDING[:, None].astype(np.float32) / np.float32(2**15), 44_100), RATE)
     frames = preprocess(wanted, FRONT_END, at="sound")
     assert np.array_equal(np.frombuffer(ready.buffers[0], np.float32).reshape(frames.shape), frames)
     assert text_of(engine, ready) == "Q: what?\nA:"
@@ -208,7 +225,7 @@ def test_openai_s_part_is_the_file(engine: ServedEngine) -> None:
 @pytest.mark.parametrize(("data", "problem"), [("*", "not valid base64"), ("aGk=", "no WAV file")])
 def test_what_is_no_file_is_refused_by_its_place(engine: ServedEngine, data: str, problem: str) -> None:
     with pytest.raises(ProductError, match=problem) as refused:
-        read_chat(chat(input_audio(data)), engine.limits, engine.recipe)
+        read_chat(chat(input_audio(data)), engine.limits, engine.recipe, {})
     assert refused.value.failure.at == "messages[0].content[0].input_audio.data"
 
 
