@@ -1,13 +1,12 @@
 """LoRA adapters of NeMo's PEFT, merged into the weights that they change: W' = W + (alpha / rank) · B · A.
 
-An adapter is a pair: `linear_in` A of [rank, inputs] and `linear_out` B of [outputs, rank]. The rows of B are those of
-the weight (for the fused attention input: per group its queries, its key, its value), so that the sum comes before
-any mapping takes the weight apart. NeMo's own script leaves the factor alpha / rank out; training does not.
+The sum comes before any mapping takes a weight apart, so an adapter of queries, of a gate or of an expert changes the
+rows that are theirs (`multimodal_builder.mappings.adapters`). NeMo's own script of version 1 leaves the factor
+alpha / rank out; training does not.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,33 +15,28 @@ import numpy as np
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_builder.casts import cast
-from multimodal_builder.checkpoints.tensors import FLOATS
+from multimodal_builder.checkpoints.tensors import FLOATS, shards_of
+from multimodal_builder.mappings.adapters import (
+    IDLE,
+    REFUSED,
+    Layout,
+    find_half,
+    is_adapter,
+    rows_of,
+    weights_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from multimodal_builder.checkpoints.config import LoraSection
+    from multimodal_builder.checkpoints.config import LanguageConfig, LoraSection
     from multimodal_builder.checkpoints.tensors import Array, TensorInfo, TensorSource
-
-PLACES: Final = {
-    "self_attention.adapter_layer.lora_kqv_adapter": "self_attention.linear_qkv.weight",
-    "self_attention.adapter_layer.lora_dense_attention_adapter": "self_attention.linear_proj.weight",
-    "mlp.adapter_layer.lora_hto4h_adapter": "mlp.linear_fc1.weight",
-    "mlp.adapter_layer.lora_4htoh_adapter": "mlp.linear_fc2.weight",
-}
-"""NeMo's adapters, and the weights of Megatron-core's layers that they change."""
-
-MARK: Final = ".adapter_layer.lora_"
-"""In the name of every tensor of an adapter, also of kinds that are not known here."""
+    from multimodal_builder.mappings.adapters import Half, Rows
 
 BLOCK: Final = 2048
 """Rows that are summed at a time, so that no weight lies in memory as float32 as a whole."""
 
-_NAME: Final = re.compile(
-    r"model\.(?:decoder|language_model\.encoder)\.layers\.(?P<layer>\d+)\."
-    rf"(?P<place>{'|'.join(map(re.escape, PLACES))})\.linear_(?P<side>in|out)\.weight"
-)
-"""Layers are those of Megatron-core, or of NeMo's models before it."""
+_REMEDY: Final = "merge it with NeMo beforehand, or use LoRA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +52,28 @@ class Adapters:
     @property
     def names(self) -> list[str]:
         """Its adapters' tensors."""
-        return [name for name in self.tensors.infos() if MARK in name]
+        return [name for name in self.tensors.infos() if is_adapter(name)]
 
 
 @dataclass(frozen=True, slots=True)
-class _Adapter:
+class _Update:
+    """What one adapter adds to a weight."""
+
     inward: str
     outward: str
     scale: float
+    rows: Rows
+    """Of the weight, in the order of B's."""
 
 
 class MergedSource:
     """The tensors of a language model with adapters merged; mappings need not know of them."""
 
-    def __init__(self, base: TensorSource, source: TensorSource, adapters: Mapping[str, _Adapter]) -> None:
+    def __init__(self, base: TensorSource, source: TensorSource, updates: Mapping[str, Sequence[_Update]]) -> None:
         self._base = base
         self._source = source
-        self._adapters = adapters
-        self._infos = {name: info for name, info in base.infos().items() if MARK not in name}
+        self._updates = updates
+        self._infos = {name: info for name, info in base.infos().items() if not is_adapter(name)}
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Give all tensors but the adapters', in the order and types of the language model."""
@@ -84,36 +82,37 @@ class MergedSource:
     def read(self, name: str) -> Array:
         """Read one tensor; a sum is computed in float32, and rounded once to the type of the weight."""
         weight = self._base.read(name)
-        adapter = self._adapters.get(name)
-        if adapter is None:
-            return weight
+        updates = self._updates.get(name, ())
+        merged = weight.copy() if updates else weight
         dtype = self._infos[name].dtype
-        inward = self._wide(adapter.inward)
-        outward = self._wide(adapter.outward) * np.float32(adapter.scale)
-        merged = np.empty_like(weight)
-        for start in range(0, len(weight), BLOCK):
-            rows = slice(start, start + BLOCK)
-            total = cast(weight[rows], source=dtype, target="F32") + outward[rows] @ inward
-            merged[rows] = cast(total, source="F32", target=dtype)
+        for update in updates:
+            inward = self._wide(update.inward)
+            outward = self._wide(update.outward) * np.float32(update.scale)
+            for start in range(0, len(outward), BLOCK):
+                block = slice(start, start + BLOCK)
+                rows = update.rows[block]
+                total = cast(weight[rows], source=dtype, target="F32") + outward[block] @ inward
+                merged[rows] = cast(total, source="F32", target=dtype)
         return merged
 
     def _wide(self, name: str) -> Array:
         return cast(self._source.read(name), source=self._source.infos()[name].dtype, target="F32")
 
 
-def merge_adapters(base: TensorSource, found: Sequence[Adapters]) -> TensorSource:
+def merge_adapters(base: TensorSource, found: Sequence[Adapters], config: LanguageConfig) -> TensorSource:
     """Put adapters into a language model's weights.
 
     Args:
         base: The language model.
         found: The checkpoints that may hold adapters; `base` may be of one of them.
+        config: Of the language model.
 
     Returns:
         `base` itself where there are no adapters.
 
     Raises:
-        ProductError: two checkpoints hold adapters; or one is of an unknown kind, incomplete, has no weight to change,
-            or does not fit.
+        ProductError: two checkpoints hold adapters; or one is of a kind that is no sum of weights, incomplete, has no
+            weight to change, or does not fit.
     """
     holding = [adapters for adapters in found if adapters.names]
     if not holding:
@@ -125,55 +124,99 @@ def merge_adapters(base: TensorSource, found: Sequence[Adapters]) -> TensorSourc
             f"holds LoRA adapters, and so does {others[0].at}: both would be added to the same weights",
             "give either a LoRA checkpoint, or a checkpoint with its adapters in it",
         )
-    return MergedSource(base, first.tensors, _pairs(base.infos(), first))
+    return MergedSource(base, first.tensors, _updates(base.infos(), first, config))
 
 
-def _pairs(weights: Mapping[str, TensorInfo], adapters: Adapters) -> dict[str, _Adapter]:
-    """Find the two halves of every adapter and the weight it changes."""
-    infos = adapters.tensors.infos()
-    halves: dict[str, dict[str, str]] = {}
+def _updates(weights: Mapping[str, TensorInfo], adapters: Adapters, config: LanguageConfig) -> dict[str, list[_Update]]:
+    """Find the two halves of every adapter, and the weights it changes."""
+    pairs: dict[str, dict[str, tuple[str, Half]]] = {}
     for name in adapters.names:
-        match = _NAME.fullmatch(name)
-        if match is None:
-            raise _wrong(
-                f"{adapters.at}: {name}",
-                "is no adapter that this version knows",
-                f"use adapters of {', '.join(place.rpartition('.')[2] for place in PLACES)}, or merge them with NeMo",
-            )
-        weight = f"model.decoder.layers.{match['layer']}.{PLACES[match['place']]}"
-        halves.setdefault(weight, {})[match["side"]] = name
-    return {weight: _pair(weight, weights.get(weight), sides, infos, adapters) for weight, sides in halves.items()}
+        if IDLE.fullmatch(name) is None:
+            half = _half(name, adapters)
+            pairs.setdefault(half.adapter, {})[half.side] = name, half
+    updates: dict[str, list[_Update]] = {}
+    for sides in pairs.values():
+        for weight, update in _pair(sides, weights, adapters, config):
+            updates.setdefault(weight, []).append(update)
+    for weight, several in updates.items():
+        if len(np.unique(np.concatenate([update.rows for update in several]))) < sum(len(u.rows) for u in several):
+            raise _wrong(f"{adapters.at}: {weight}", "two adapters change the same rows", "use a checkpoint of one run")
+    return updates
+
+
+def _half(name: str, adapters: Adapters) -> Half:
+    half = find_half(name)
+    if half is None:
+        kind = next((kind for pattern, kind in REFUSED if pattern.search(name)), "no adapter that this version knows")
+        raise _wrong(f"{adapters.at}: {name}", f"is {kind}, which is not merged", _REMEDY)
+    return half
 
 
 def _pair(
-    name: str, weight: TensorInfo | None, sides: Mapping[str, str], infos: Mapping[str, TensorInfo], adapters: Adapters
-) -> _Adapter:
-    at = f"{adapters.at}: {next(iter(sides.values()))}"
+    sides: Mapping[str, tuple[str, Half]],
+    weights: Mapping[str, TensorInfo],
+    adapters: Adapters,
+    config: LanguageConfig,
+) -> Iterator[tuple[str, _Update]]:
+    some, half = next(iter(sides.values()))
+    at = f"{adapters.at}: {some}"
     if len(sides) != len({"in", "out"}):
         raise _wrong(at, "its other half, linear_in or linear_out, is missing", "use a whole LoRA checkpoint")
-    if weight is None:
-        raise _wrong(at, f"changes {name}, which the language model does not have", "use the adapter of this model")
-    inward, outward = infos[sides["in"]], infos[sides["out"]]
-    rank = inward.shape[0] if inward.shape else 0
-    if (outward.shape, inward.shape) != ((weight.shape[0], rank), (rank, *weight.shape[1:])):
+    inward, outward = sides["in"][0], sides["out"][0]
+    for name in weights_of(half, weights):
+        if name not in weights:
+            raise _wrong(at, f"changes {name}, which the language model does not have", "use the adapter of this model")
+        yield name, _update(inward, outward, half, weights[name], adapters, config)
+
+
+def _update(
+    inward: str, outward: str, half: Half, weight: TensorInfo, adapters: Adapters, config: LanguageConfig
+) -> _Update:
+    infos = adapters.tensors.infos()
+    first, second = infos[inward], infos[outward]
+    at = f"{adapters.at}: {inward}"
+    if any(info.dtype not in FLOATS for info in (first, second, weight)):
+        raise _wrong(at, f"types {first.dtype}, {second.dtype} and {weight.dtype} cannot be summed", "save as float")
+    if not len(first.shape) == len(second.shape) == len(weight.shape) == len(("rows", "columns")):
+        raise _wrong(at, f"shapes {first.shape} and {second.shape} are no matrices", "use a whole LoRA checkpoint")
+    rank = first.shape[0]
+    layout = Layout(
+        heads=config.num_attention_heads,
+        groups=config.groups,
+        gated=config.gated,
+        ranks=shards_of(adapters.tensors, inward, 0) if half.fans_out else 1,
+        runs=shards_of(adapters.tensors, outward, 0),
+    )
+    try:
+        rows = rows_of(half.kind, weight.shape[0], layout)
+    except ValueError as error:
+        raise _wrong(
+            at, f"is no adapter of {half.weight}, {list(weight.shape)}: {error}", "use a whole model"
+        ) from error
+    if (second.shape, first.shape) != ((len(rows), rank), (rank, weight.shape[1])):
         raise _wrong(
             at,
-            f"{list(outward.shape)} times {list(inward.shape)} gives no change of {name}, {list(weight.shape)}",
+            f"{list(second.shape)} times {list(first.shape)} gives no change of "
+            f"{len(rows)} rows of {half.weight}, {list(weight.shape)}",
             "use the adapter of this model",
         )
-    if any(info.dtype not in FLOATS for info in (inward, outward, weight)):
-        raise _wrong(at, f"types {inward.dtype}, {outward.dtype} and {weight.dtype} cannot be summed", "save as float")
-    return _Adapter(sides["in"], sides["out"], _scale(adapters, rank))
+    return _Update(inward, outward, _scale(adapters, rank, half), rows)
 
 
-def _scale(adapters: Adapters, rank: int) -> float:
-    """Give alpha / rank; NeMo's alpha is the rank where the configuration has none."""
+def _scale(adapters: Adapters, rank: int, half: Half) -> float:
+    """Give alpha / rank; NeMo 1's alpha is the rank where the configuration has none."""
     config = adapters.config
     if config.adapter_dim not in {None, rank}:
         raise _wrong(
             f"{adapters.at}: peft.lora_tuning.adapter_dim",
             f"is {config.adapter_dim}, but the adapters have rank {rank}",
             "use the model_config.yaml that belongs to the adapters",
+        )
+    if config.alpha is None and half.kind.second:
+        raise _wrong(
+            f"{adapters.at}: context/model.yaml: model_transform",
+            "is missing, so that nothing says how the adapters were scaled",
+            "use the context that NeMo wrote beside the adapters",
         )
     return (rank if config.alpha is None else config.alpha) / rank
 

@@ -98,7 +98,7 @@ def merged(sources: Sources[TunedT]) -> Sources[TunedT]:
             problem="it was given as a LoRA checkpoint, and holds no adapter",
             remedy="leave it out, or give the checkpoint that holds the adapters",
         )
-    return sources.with_language(merge_adapters(sources.language.tensors, adapters))
+    return sources.with_language(merge_adapters(sources.language.tensors, adapters, sources.language.config))
 
 
 def _usage(sources: Sources[ModelConfig], family: Family) -> Usage:

@@ -26,6 +26,7 @@ FAN_OUT: Final = (
     *("word_embeddings.weight", "output_layer.weight", "linear_qkv.weight", "linear_qkv.bias"),
     # NeMo's adapters: the inner layer of those that fan out is cut by rank, the outer one always by its outputs.
     *("lora_kqv_adapter.linear_in.weight", "lora_hto4h_adapter.linear_in.weight", "linear_out.weight"),
+    *(f".{part}_adapter.linear_in.weight" for part in ("q", "k", "v", "gate", "up")),
 )
 """Ends of names of tensors whose rows the ranks share."""
 FAN_IN: Final = (
@@ -254,11 +255,21 @@ def nemo2_name(name: str, *, own_projector: bool = False) -> str:
     return f"module.language_model.{name.removeprefix('model.')}"
 
 
-def as_nemo2(archive: Archive, state: State, config: Mapping[str, object]) -> Archive:
-    """A NeMo 2 checkpoint with zarr weights: names as they are in `state`, stacked."""
+def as_nemo2(
+    archive: Archive, state: State, config: Mapping[str, object], transform: Mapping[str, object] | None = None
+) -> Archive:
+    """A NeMo 2 checkpoint with zarr weights: names as they are in `state`, stacked.
+
+    Args:
+        archive: Has the tokenizer.
+        state: Stacked.
+        config: Of the model.
+        transform: Of its adapters.
+    """
     [tokenizer] = [content for name, content in archive.members.items() if name.endswith("tokenizer.model")]
     made = as_zarr(Archive({}), state, weights="weights")
     described = {"_target_": "nemo.collections.vlm.LlavaModel", "config": config, "tokenizer": {"_target_": "a.B"}}
+    described |= {} if transform is None else {"model_transform": transform}
     made.members["context/model.yaml"] = yaml.safe_dump(described).encode()
     made.members["context/io.json"] = b"{}"
     made.members["context/nemo_tokenizer/tokenizer.model"] = tokenizer

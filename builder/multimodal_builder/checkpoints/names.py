@@ -9,7 +9,7 @@ import numpy as np
 
 from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.errors import unreadable
-from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo
+from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo, shards_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,7 @@ _KIND: Final = r"(weight|bias)"
 RENAMES: Final = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"model\.module\.", "model."),  # mixed precision of NeMo 1 (`megatron_amp_O2`)
         # NeMo 2: `module.`, and for a model that sees three parts behind it. Megatron's own projector numbers nothing.
         (r"(?:module\.)+language_model\.", "model."),
         (r"(?:module\.)+vision_model\.", TOWER),
@@ -95,6 +96,10 @@ class NamedSource:
             return first
         info = self._infos[name]
         return np.concatenate([first, *others], out=empty(info.shape, CARRIERS[info.dtype]))
+
+    def shards(self, name: str, axis: int) -> int:
+        """Count the parts that a tensor is stored in along an axis."""
+        return shards_of(self._source, self._stored[name][0], axis)
 
     def _joined(self, name: str, infos: list[TensorInfo]) -> TensorInfo:
         first, *others = infos

@@ -65,6 +65,9 @@ TOWER_ACTIVATIONS: Final = {"quick_gelu": ("approx-gelu", False), "openai_gelu":
 PROJECTORS: Final = {"mcore_mlp": "mlp2x_gelu", "mcore_affine": "linear"}
 """Megatron's own modules, which compute the same."""
 
+LORA_SIZE: Final = 32
+"""Rank and alpha of NeMo 2's adapters where its configuration names none."""
+
 _OTHER: Final = "use a checkpoint of a GPT, or of NeVA, LLaVA or Video-NeVA, that NeMo 2 wrote"
 
 
@@ -80,11 +83,19 @@ def translate(document: dict[str, Any], members: Collection[str], at: str) -> di
         ProductError: the file is of a model that is not known, or holds a value that NeMo 1 has no name for.
     """
     config = _section(document, "config", at)
-    tokenizer = {"tokenizer": _tokenizer(document.get("tokenizer"), members)}
+    beside = {"tokenizer": _tokenizer(document.get("tokenizer"), members), "peft": _adapters(document)}
     if "language_transformer_config" not in config:
-        return _language(config, at) | tokenizer
+        return _language(config, at) | beside
     language = _section(config, "language_transformer_config", at)
-    return _language(language, at) | tokenizer | _multimodal(config, at)
+    return _language(language, at) | beside | _multimodal(config, at)
+
+
+def _adapters(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how adapters were trained; the classes of LoRA have the same defaults."""
+    trained = document.get("model_transform")
+    if not isinstance(trained, dict):
+        return {}
+    return {"lora_tuning": {"adapter_dim": trained.get("dim", LORA_SIZE), "alpha": trained.get("alpha", LORA_SIZE)}}
 
 
 def _language(config: Mapping[str, Any], at: str) -> dict[str, Any]:

@@ -38,15 +38,15 @@ SLICES: Final = tuple(
         (r"model\..*\.self_attention\.linear_proj\.weight", COLUMNS),
         (r"model\..*\.mlp\.(?:experts\.local_experts\.\d+\.)?linear_fc2\.weight", COLUMNS),
         # LoRA: A is cut as the layer's inputs are where these are cut, else by rank; B always has the layer's rows.
-        (r"model\..*\.adapter_layer\.lora_(?:kqv|hto4h)_adapter\.linear_in\.weight", ROWS),
-        (r"model\..*\.adapter_layer\.lora_(?:dense_attention|4htoh)_adapter\.linear_in\.weight", COLUMNS),
-        (r"model\..*\.adapter_layer\.lora_\w+_adapter\.linear_out\.weight", ROWS),
+        (r"model\..*\.adapter_layer\.lora_(?:dense_attention|(?:moe_)?4htoh)_adapter\..*linear_in\.weight", COLUMNS),
+        (r"model\..*\.adapter_layer\.lora_\w+_adapter\..*linear_(?:in|out)\.weight", ROWS),
     )
 )
 """The axis that tensor-parallel ranks share. All others are copies, as norms, routers and biases of the way back."""
 
 _GATED: Final = re.compile(
-    r"model\.decoder\.layers\..*(?:linear_fc1\.(?:weight|bias)|lora_hto4h_adapter\.linear_out\.weight)"
+    r"model\.decoder\.layers\..*"
+    r"(?:linear_fc1\.(?:weight|bias)|lora_hto4h_adapter\.linear_out\.weight|lora_moe_hto4h_adapter\..*linear_out\.weight)"
 )
 """With a gated activation each rank has its slice of the gate's rows, then its slice of the linear ones."""
 _COPIES: Final = re.compile(r"model\.decoder\..*")

@@ -23,6 +23,8 @@ MAX_VIEWS: Final = 100_000
 _LAYERS: Final = re.compile(r"(.*\.layers)\.([^0-9].*)")
 """A key of stacked layers; keys of a Hugging Face tower carry their number instead."""
 _EXPERTS: Final = re.compile(r"(.*\.mlp\.experts)\.experts\.(.*)")
+_ADAPTER: Final = ".adapter."
+"""In names of NeMo 2's adapters: matrices, of one expert each or of all experts together."""
 
 
 class BoxSource(Protocol):
@@ -41,6 +43,9 @@ class BoxSource(Protocol):
         Raises:
             ProductError: the files do not hold what their index says.
         """
+
+    def shards(self, name: str, axis: int) -> int:
+        """Count the chunks along an axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +75,17 @@ class StackedSource:
         box = Box((*view.index, *(0 for _ in shape)), (*(1 for _ in view.index), *shape))
         return self._boxes.read_box(view.stored, box, f"{self._boxes.at}: {name}").reshape(shape)
 
+    def shards(self, name: str, axis: int) -> int:
+        """Count the parts that a tensor is stored in along an axis."""
+        view = self._views[name]
+        return self._boxes.shards(view.stored, len(view.index) + axis)
+
     def _views_of(self, stored: str, info: TensorInfo) -> Iterator[tuple[str, _View]]:
-        pattern, axes = stored, 0
-        for stack, replacement in ((_LAYERS, r"\1.{}.\2"), (_EXPERTS, r"\1.local_experts.{}.\2")):
-            pattern, replaced = stack.subn(replacement, pattern)
+        pattern, axes = _LAYERS.subn(r"\1.{}.\2", stored)
+        if _ADAPTER in stored and len(info.shape) == axes + len(("rows", "columns")):
+            pattern = _EXPERTS.sub(r"\1.\2", pattern)
+        else:
+            pattern, replaced = _EXPERTS.subn(r"\1.local_experts.{}.\2", pattern)
             axes += replaced
         counts, shape = info.shape[:axes], info.shape[axes:]
         if len(counts) < axes or prod(counts) > MAX_VIEWS:

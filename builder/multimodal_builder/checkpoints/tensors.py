@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -56,6 +56,19 @@ class TensorSource(Protocol):
 
     def read(self, name: str) -> Array:
         """Read one tensor, C-contiguous, in its carrier type."""
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A source that knows how the ranks of training shared its tensors."""
+
+    def shards(self, name: str, axis: int) -> int:
+        """Count the parts that a tensor is stored in along an axis."""
+
+
+def shards_of(source: TensorSource, name: str, axis: int) -> int:
+    """Count the parts that a tensor is stored in along an axis; one, where the source does not know of any."""
+    return source.shards(name, axis) if isinstance(source, Sharded) else 1
 
 
 def raw(array: Array) -> memoryview:

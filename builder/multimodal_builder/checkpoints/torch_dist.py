@@ -94,6 +94,10 @@ class TorchDistBoxes:
         check_cover(pieces, box.sizes, at)
         return array
 
+    def shards(self, name: str, axis: int) -> int:
+        """Count the chunks along an axis."""
+        return len({chunk.box.offsets[axis] for chunk in self._stored[name].chunks})
+
     def _check_places(self) -> None:
         """Require that all chunks lie inside their files, and tensors are no larger than them: nothing is compressed.
 

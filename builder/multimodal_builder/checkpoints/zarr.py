@@ -107,6 +107,11 @@ class ZarrBoxes:
                 self._read_chunk(self._file(name, stored, index), stored, array, common, at)
         return array
 
+    def shards(self, name: str, axis: int) -> int:
+        """Count the chunks along an axis."""
+        stored = self._stored[name]
+        return -(-stored.info.shape[axis] // stored.chunk[axis])
+
     def _read_chunk(self, file: str, stored: _Stored, array: Array, common: tuple[Slices, Slices], at: str) -> None:
         if file not in self._names:
             array[common[0]] = _fill_value(stored, f"{at}: chunk {file.rpartition('/')[2]}")

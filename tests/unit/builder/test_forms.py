@@ -121,14 +121,34 @@ def test_ranks_are_merged(tmp_path: Path, state: State, tensor: int, pipeline: i
         assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
 
 
-def test_adapters_of_several_ranks_are_merged(tmp_path: Path, state: State) -> None:
+UNFUSED = "self_attention.adapter_layer.lora_unfused_kqv_adapter", "mlp.adapter_layer.lora_unfused_hto4h_adapter"
+DENSE = {
+    "self_attention.adapter_layer.lora_dense_attention_adapter": (96, 96),
+    "mlp.adapter_layer.lora_4htoh_adapter": (256, 96),
+}
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {
+            "self_attention.adapter_layer.lora_kqv_adapter": (96, 192),
+            "mlp.adapter_layer.lora_hto4h_adapter": (96, 512),
+            **DENSE,
+        },
+        {
+            f"{UNFUSED[0]}.q_adapter": (96, 96),
+            f"{UNFUSED[0]}.k_adapter": (96, 48),
+            f"{UNFUSED[0]}.v_adapter": (96, 48),
+            f"{UNFUSED[1]}.gate_adapter": (96, 256),
+            f"{UNFUSED[1]}.up_adapter": (96, 256),
+            **DENSE,
+        },
+    ],
+    ids=["fused", "unfused"],
+)
+def test_adapters_of_several_ranks_are_merged(tmp_path: Path, state: State, shapes: dict[str, tuple[int, int]]) -> None:
     chance = torch.Generator().manual_seed(5)
-    shapes = {
-        "self_attention.adapter_layer.lora_kqv_adapter": (96, 192),
-        "self_attention.adapter_layer.lora_dense_attention_adapter": (96, 96),
-        "mlp.adapter_layer.lora_hto4h_adapter": (96, 512),
-        "mlp.adapter_layer.lora_4htoh_adapter": (256, 96),
-    }
     adapted = dict(state)
     for layer, (name, (inputs, outputs)) in product(range(LAYERS), shapes.items()):
         adapter = f"model.decoder.layers.{layer}.{name}"
