@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from multimodal_api.errors import Failure, ProductError
 from multimodal_api.reasons import Reason
 from multimodal_builder.checkpoints.huggingface import CONFIG_NAME, HuggingFaceFolder
+from multimodal_builder.checkpoints.peft import is_peft_folder, open_peft
 from multimodal_builder.llava_folder import read_llava
 from multimodal_builder.original_folder import TOWER_KEY, read_original
+from multimodal_builder.tuning import tune
 from multimodal_builder.vila_folder import LLM, read_vila
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def plan_model_folder(
     """Decide the conversion of such a folder.
 
     Args:
-        paths: The folder, and nothing else.
+        paths: The folder, and an adapter of peft's.
         family: Wanted.
         llm_type: Wanted.
         hub: Has the towers that are not beside it.
@@ -50,13 +52,13 @@ def plan_model_folder(
     Returns:
         The plan and no problems, or no plan and a problem.
     """
-    if paths.llm is not None or paths.lora is not None:
+    if paths.llm is not None or not (paths.lora is None or is_peft_folder(paths.lora)):
         return None, [
             Failure(
                 reason=Reason.UNSUPPORTED_MODEL,
                 at="spec.model",
-                problem="a LLaVA or a VILA in a folder holds its language model, and takes no other and no adapter",
-                remedy="leave llmCheckpoint and loraCheckpoint out",
+                problem="a folder of LLaVA or VILA holds its language model: it takes no other, and no adapter of NeMo",
+                remedy="leave llmCheckpoint out; loraCheckpoint may be a folder of peft's",
             )
         ]
     with ExitStack() as opened:
@@ -64,10 +66,17 @@ def plan_model_folder(
         opened.callback(folder.close)
         try:
             model = _read(folder, folder.json(CONFIG_NAME), (family, llm_type), hub, opened)
-            plan = model.plan()
+            plan = _tuned(model.plan(), paths.lora, opened)
         except ProductError as error:
             return None, [error.failure]
         return replace(plan, tower=replace(model.tower, opened=opened.pop_all())), []
+
+
+def _tuned(plan: Plan, lora: Path | None, opened: ExitStack) -> Plan:
+    if lora is None:
+        return plan
+    peft = open_peft(lora, opened)
+    return replace(plan, components=tune(plan.components, peft), settings=(*plan.settings, peft.settings))
 
 
 def _read(

@@ -23,6 +23,7 @@ from multimodal_builder.templates import CONVERSATIONS, SEQUENCE_MARKS, media_ma
 from multimodal_builder.tokenizer import PICTURE, ConvertedTokenizer, Usage
 from multimodal_builder.tokenizer_files import convert_tokenizer, read_tokenizer
 from multimodal_builder.towers import Tower, find_tower
+from multimodal_builder.tuning import tune
 from multimodal_builder.video import video_recipe
 from multimodal_builder.vision import projector_config, vision_recipe
 from multimodal_recipes.layout import lay_out_video
@@ -91,6 +92,13 @@ def attempt(step: Callable[[], _Result], problems: list[Failure]) -> _Result | N
 def merged(sources: Sources[TunedT]) -> Sources[TunedT]:
     """Give the sources with adapters in the weights of the language model, whichever checkpoint holds them."""
     adapters = [Adapters(source.at, source.tensors, source.config.lora) for source in sources.given()]
+    if sources.peft is not None and (holding := next((found for found in adapters if found.names), None)) is not None:
+        raise ProductError(
+            Reason.CHECKPOINT_WEIGHTS,
+            at=holding.at,
+            problem=f"holds adapters, and {sources.peft.at} is one too: both would be added to the same weights",
+            remedy="give either a LoRA checkpoint, or a checkpoint with its adapters in it",
+        )
     if sources.lora is not None and not adapters[-1].names:
         raise ProductError(
             Reason.CHECKPOINT_WEIGHTS,
@@ -137,7 +145,7 @@ def _assemble(
     )
     check_weights(components, sources)
     return Plan(
-        components=components,
+        components=tune(components, sources.peft),
         recipe=_recipe(sources, family, tokenizer, vision, positions=language_model.positions),
         language_model=language_model,
         tower=tower,

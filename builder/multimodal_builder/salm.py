@@ -15,6 +15,7 @@ from multimodal_builder.speech import PREFIX, audio_recipe, speech_components
 from multimodal_builder.templates import DEFAULT_TEXTS
 from multimodal_builder.tokenizer import Usage
 from multimodal_builder.tokenizer_files import convert_tokenizer, read_tokenizer
+from multimodal_builder.tuning import tune
 from multimodal_recipes.recipe import MEDIA_SLOT, TEXT_SLOT, PromptTemplate, Recipe
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _assemble(sources: Sources[SpeechConfig], llm_type: LlmType, tokenizer: Conv
     )
     check_weights(components, sources, (own,))
     return Plan(
-        components=components,
+        components=tune(components, sources.peft),
         recipe=_recipe(sources, tokenizer, language_model.positions),
         language_model=language_model,
         tower=None,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
-REMEDY: Final = "use the file that belongs to the tower"
+REMEDY: Final = "use the file that belongs to the model"
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -45,6 +45,7 @@ from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
 from support.archives import CLASSIC, Archive
 from support.original_folders import write_sentencepiece
+from support.peft_writer import PeftAdapter
 from support.states import keep_tensors
 from support.tiny_tokenizer import VOCAB, write_tokenizer
 
@@ -164,9 +165,13 @@ def look(folder: Path, **changes: Any) -> Inspection:
     return inspection
 
 
-def convert(folder: Path, out: Path) -> Path:
+def convert(folder: Path, out: Path, lora: Path | None = None) -> Path:
     inspection, plan, opened = inspect(
-        CheckpointPaths(visual=folder), family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
+        CheckpointPaths(visual=folder, lora=lora),
+        family=Family.NEVA,
+        llm_type=LlmType.LLAMA,
+        dtype=Dtype.FLOAT32,
+        limits=None,
     )
     assert inspection.problems == ()
     assert plan is not None
@@ -225,6 +230,36 @@ def test_every_form_of_the_weights_is_the_same_model(
         else:
             save_file(named, folder / "model.safetensors")
     assert difference(convert(folder, tmp_path / "out"), model) <= TOLERANCE
+
+
+TUNED = r"language_model.*(?:self_attn|mlp)\.|vision_tower.*q_proj|multi_modal_projector"
+
+
+def test_an_adapter_of_peft_is_merged_into_all_parts(tmp_path: Path) -> None:
+    """alpha over the root of the rank; both are others for some layers."""
+    model = reference(MODELS["llama and clip"]())
+    folder = save(model, tmp_path / "llava")
+    adapter = PeftAdapter.random(
+        model,
+        TUNED,
+        lambda layer: 2 if layer.endswith("q_proj") else 4,
+        r=4,
+        lora_alpha=3,
+        use_rslora=True,
+        rank_pattern={"q_proj": 2},
+        alpha_pattern={r"model.language_model.layers.\d+.self_attn.k_proj|down_proj": 1},
+    ).scaled(_rooted)
+    out = convert(folder, tmp_path / "out", adapter.write(tmp_path / "adapter"))
+    assert difference(out, adapter.merged(model)) <= TOLERANCE
+    assert difference(out, model) > WRONG
+    assert difference(out, adapter.scaled(lambda _: 3 / 4).merged(model)) > WRONG
+
+
+def _rooted(layer: str) -> float:
+    if layer.endswith("q_proj"):
+        return 3 / 2**0.5
+    language = "language_model" in layer and layer.endswith("k_proj")
+    return (1 if language or layer.endswith("down_proj") else 3) / 4**0.5
 
 
 def test_settings_of_pictures_may_lie_in_those_of_the_whole_processor(tmp_path: Path) -> None:
@@ -433,6 +468,30 @@ def test_a_language_model_s_folder_scores_as_before(
         found = served.llm.logits(served.llm.embed(ids[0])[None], served.llm.new_cache())
         assert torch.equal(loaded.float()(ids).logits, wanted)
     assert float((found - wanted).abs().max() / wanted.abs().max()) <= TOLERANCE
+
+
+def test_an_adapter_of_peft_is_merged_into_gpt_2_s_turned_weights(tmp_path: Path) -> None:
+    model = language_model(GPT2Config(**GPT, **ENDS, activation_function="gelu"), tmp_path / "llm")
+    adapter = PeftAdapter.random(model, r"c_attn|c_proj|c_fc", lambda _: 3, transposed=True, r=3, lora_alpha=12)
+    lora = adapter.scaled(lambda _: 4.0).write(tmp_path / "adapter", pickled=True)
+    inspection, plan, opened = inspect(
+        CheckpointPaths(visual=projector_alone(tmp_path), llm=tmp_path / "llm", lora=lora),
+        family=Family.NEVA,
+        llm_type=LlmType.GPT,
+        dtype=Dtype.FLOAT32,
+        limits=None,
+    )
+    assert inspection.problems == ()
+    assert plan is not None
+    with opened:
+        write_canonical(plan, tmp_path / "out", root=tmp_path, dtype=None, on_bytes=lambda _: None)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "llm").float()
+    ids = torch.randint(0, 500, (1, 200), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        wanted, before = adapter.scaled(lambda _: 4.0).merged(model)(ids).logits, model(ids).logits
+        logits = found(ids).logits
+    assert float((logits - wanted).abs().max() / wanted.abs().max()) <= TOLERANCE
+    assert float((logits - before).abs().max() / wanted.abs().max()) > WRONG
 
 
 def test_a_folder_of_another_type_or_of_an_unknown_class_is_refused(tmp_path: Path) -> None:

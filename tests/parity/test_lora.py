@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import re
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +22,7 @@ from multimodal_builder.lora import MergedSource
 from support import forms
 from support.adapters import CANONICAL, FUSED, LEGACY_LAYERS, SECOND, UNFUSED, Lora, Scheme
 from support.archives import CKPT, CLASSIC, CLIP, Archive
+from support.peft_writer import PeftAdapter
 from support.states import state_of
 
 if TYPE_CHECKING:
@@ -53,9 +54,13 @@ def lora(base: Path) -> Lora:
     return lora_of(base)
 
 
-def convert(path: Path, out: Path) -> Path:
+def convert(path: Path, out: Path, lora: Path | None = None) -> Path:
     inspection, plan, opened = inspect(
-        CheckpointPaths(visual=path), family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
+        CheckpointPaths(visual=path, lora=lora),
+        family=Family.NEVA,
+        llm_type=LlmType.LLAMA,
+        dtype=Dtype.FLOAT32,
+        limits=None,
     )
     assert inspection.problems == ()
     assert plan is not None
@@ -185,7 +190,7 @@ def test_another_alpha_is_seen_in_the_logits(tmp_path: Path, base: Path, scheme:
 def test_queries_by_their_names_are_not_what_nemo_2_trained(tmp_path: Path, base: Path) -> None:
     """The trap of canonical LoRA: two groups of heads, and queries, keys and values added one behind the other."""
     lora = lora_of(base, CANONICAL)
-    by_name = dataclasses.replace(lora, scheme=dict(CANONICAL))
+    by_name = replace(lora, scheme=dict(CANONICAL))
     out = convert(write_second(tmp_path, lora.state(), lora.transform()), tmp_path / "out")
     assert difference(out, base, by_name) > WRONG
 
@@ -220,6 +225,43 @@ def unscaled(lora: Lora) -> dict[str, Tensor]:
 def test_a_mistake_in_the_adapters_is_seen_in_the_logits(tmp_path: Path, base: Path, lora: Lora, mistake: Any) -> None:
     out = convert(write(tmp_path, mistake(lora), lora.config()), tmp_path / "out")
     assert difference(out, base, lora) > WRONG
+
+
+def peft_of(base: Path) -> PeftAdapter:
+    model = language_model(base)
+    return PeftAdapter.random(model, "_proj$", lambda _: RANK, r=RANK, lora_alpha=ALPHA)
+
+
+def relative(out: Path, wanted: Any) -> float:
+    scores = logits(wanted)
+    return float((logits(language_model(out)) - scores).abs().max() / scores.abs().max())
+
+
+def test_an_adapter_of_peft_fits_the_fused_weights_of_nemo(tmp_path: Path, base: Path) -> None:
+    adapter = peft_of(base).scaled(lambda _: ALPHA / RANK)
+    out = convert(CLASSIC, tmp_path / "out", adapter.write(tmp_path / "adapter"))
+    assert relative(out, adapter.merged(language_model(base))) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda adapter: replace(adapter, settings=adapter.settings | {"lora_alpha": RANK}),
+        lambda adapter: replace(adapter, settings=adapter.settings | {"use_rslora": True}),
+        lambda adapter: replace(
+            adapter,
+            matrices={
+                name: adapter.matrices[name.replace("k_proj", "v_proj") if "k_proj" in name else name]
+                for name in adapter.matrices
+            },
+        ),
+    ],
+    ids=["alpha", "root of the rank", "values for keys"],
+)
+def test_a_mistake_in_an_adapter_of_peft_is_seen_in_the_logits(tmp_path: Path, base: Path, mistake: Any) -> None:
+    adapter = peft_of(base).scaled(lambda _: ALPHA / RANK)
+    out = convert(CLASSIC, tmp_path / "out", mistake(adapter).write(tmp_path / "adapter"))
+    assert relative(out, adapter.merged(language_model(base))) > WRONG
 
 
 def test_merging_twice_is_seen_in_the_logits(

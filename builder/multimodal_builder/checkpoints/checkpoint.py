@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from multimodal_builder.checkpoints.hub import Hub
     from multimodal_builder.checkpoints.members import Members
+    from multimodal_builder.checkpoints.peft import PeftFolder
     from multimodal_builder.checkpoints.tensors import TensorSource
     from multimodal_builder.mappings.language_model import LanguageModel
 
@@ -173,6 +174,8 @@ class Sources(Generic[_Media_co]):
     language: Checkpoint[LanguageConfig]
     """Of the language model; it may be the visual one."""
     lora: Checkpoint[LanguageConfig] | None = None
+    peft: PeftFolder | None = None
+    """An adapter of peft's, in the place of `lora`."""
     hub: Hub | None = None
     """Has the towers that checkpoints name by their repository; None: they must lie on the volume."""
 
@@ -193,4 +196,5 @@ class Sources(Generic[_Media_co]):
 
     def settings(self) -> tuple[bytes, ...]:
         """Give the configurations, for the digest."""
-        return tuple(source.settings for source in self.given())
+        peft = () if self.peft is None else (self.peft.settings,)
+        return (*(source.settings for source in self.given()), *peft)

@@ -13,6 +13,7 @@ from multimodal_builder.checkpoints.errors import not_found, unreadable
 from multimodal_builder.checkpoints.members import DirectoryMembers, Members
 from multimodal_builder.checkpoints.names import NamedSource
 from multimodal_builder.checkpoints.nemo_tar import TarMembers
+from multimodal_builder.checkpoints.peft import is_peft_folder, open_peft
 from multimodal_builder.checkpoints.ranks import RANK_FILE, RankedSource
 from multimodal_builder.checkpoints.speech_config import SpeechConfig
 from multimodal_builder.checkpoints.yaml_document import read_yaml
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
     from multimodal_builder.checkpoints.config import ConfigT
     from multimodal_builder.checkpoints.hub import Hub
+    from multimodal_builder.checkpoints.peft import PeftFolder
     from multimodal_builder.checkpoints.tensors import TensorSource
 
 CKPT_NAME: Final = "model_weights.ckpt"
@@ -46,7 +48,7 @@ def open_sources(paths: CheckpointPaths, opened: ExitStack, hub: Hub | None = No
     """
     visual = opened.enter_context(open_checkpoint(paths.visual, ModelConfig))
     language = visual if paths.llm is None else opened.enter_context(_open_language(paths.llm))
-    return Sources(visual, language, _open_lora(paths, opened), hub)
+    return Sources(visual, language, *_open_lora(paths.lora, opened), hub)
 
 
 def open_speech(paths: CheckpointPaths, opened: ExitStack) -> Sources[SpeechConfig]:
@@ -69,15 +71,20 @@ def open_speech(paths: CheckpointPaths, opened: ExitStack) -> Sources[SpeechConf
             "give the checkpoint of its language model too: spec.model.llmCheckpoint, or --llm",
         )
     language = opened.enter_context(_open_language(paths.llm or paths.visual))
-    return Sources(visual, language, _open_lora(paths, opened))
+    return Sources(visual, language, *_open_lora(paths.lora, opened))
 
 
 def _open_language(path: Path) -> Checkpoint[LanguageConfig]:
     return open_language_folder(path) if is_language_folder(path) else open_checkpoint(path, LanguageConfig)
 
 
-def _open_lora(paths: CheckpointPaths, opened: ExitStack) -> Checkpoint[LanguageConfig] | None:
-    return None if paths.lora is None else opened.enter_context(open_checkpoint(paths.lora, LanguageConfig))
+def _open_lora(path: Path | None, opened: ExitStack) -> tuple[Checkpoint[LanguageConfig] | None, PeftFolder | None]:
+    """Open an adapter, of NeMo's or of peft's."""
+    if path is None:
+        return None, None
+    if is_peft_folder(path):
+        return None, open_peft(path, opened)
+    return opened.enter_context(open_checkpoint(path, LanguageConfig)), None
 
 
 def open_checkpoint(path: Path, model: type[ConfigT]) -> Checkpoint[ConfigT]:
