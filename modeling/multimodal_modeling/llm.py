@@ -14,6 +14,7 @@ from multimodal_modeling.kv import KvPool, KvShape
 from multimodal_modeling.pretrained import load_pretrained
 from multimodal_modeling.rows import NAME as ROWS
 from multimodal_modeling.rows import Rows
+from multimodal_modeling.threads import Threads
 from multimodal_recipes.recipe import LLM_DIR
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class LanguageModel:
         if self._takes_rows:
             model.set_attn_implementation(ROWS)
             model.set_experts_implementation(ROWS)
+        matrices = [one.numel() for one in model.parameters() if one.dim() > 1 and one is not self._embedding.weight]
+        self._mean_elements = sum(matrices) // len(matrices)
+        """Of a matrix that positions are multiplied with."""
 
     @classmethod
     def load(cls, model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> LanguageModel:
@@ -120,7 +124,8 @@ class LanguageModel:
         idle = [0] * (rows - len(ids))
         positions = torch.tensor([cache.length for cache in caches] + idle, device=self._model.device)
         together = Rows(pool, caches)
-        with together.attending():
+        with together.attending(), Threads() as threads:
+            threads.share(elements=self._mean_elements, rows=rows)
             output = self._model(
                 inputs_embeds=self.embed(torch.tensor([*ids, *idle]))[:, None],
                 position_ids=positions[:, None],
@@ -144,6 +149,8 @@ class LanguageModel:
         Returns:
             [batch, last or new, rows]: padding rows of the vocabulary included.
         """
-        output = self._model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=last)
+        with Threads() as threads:
+            threads.share(elements=self._mean_elements, rows=embeddings.shape[0] * embeddings.shape[1])
+            output = self._model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=last)
         scores: Tensor = output.logits
         return scores

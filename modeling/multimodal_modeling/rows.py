@@ -20,6 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from multimodal_modeling.threads import Threads
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -81,13 +83,15 @@ class Rows(Cache):
         groups = keys.shape[1]
         grouped = query.reshape(rows, groups, heads // groups, size)  # the heads that share keys as if new positions
         seen = []
-        for row, (begin, end) in enumerate(self.spans):
-            first = begin if window is None else max(begin, end - window)
-            seen.append(
-                scaled_dot_product_attention(
-                    grouped[row : row + 1], keys[:, :, first:end], values[:, :, first:end], scale=scaling
+        with Threads() as threads:
+            for row, (begin, end) in enumerate(self.spans):
+                first = begin if window is None else max(begin, end - window)
+                threads.share(elements=2 * (end - first) * groups * size, rows=heads // groups)
+                seen.append(
+                    scaled_dot_product_attention(
+                        grouped[row : row + 1], keys[:, :, first:end], values[:, :, first:end], scale=scaling
+                    )
                 )
-            )
         seen.append(grouped.new_zeros(rows - len(seen), groups, heads // groups, size))
         return torch.cat(seen).reshape(rows, 1, heads, size)
 

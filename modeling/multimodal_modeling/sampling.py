@@ -58,19 +58,17 @@ class Chooser:
         self._prompt = frozenset(prompt_ids)
         self._stops = tuple(stop_token_ids)
         self._min = min_new_tokens
+        self._greedy = sampling.greedy
+        self._as_scored = (
+            sampling.repetition_penalty == 1 and sampling.frequency_penalty == 0 and sampling.presence_penalty == 0
+        )
         # On the CPU, so that a seed means the same on every device.
         self._generator = torch.Generator().manual_seed(sampling.seed)
 
     @property
     def takes_the_best(self) -> bool:
         """Whether the next token is the one with the best score, so that the scores need no look."""
-        sampling = self._sampling
-        return (
-            sampling.greedy
-            and sampling.repetition_penalty == 1
-            and not (sampling.frequency_penalty or sampling.presence_penalty)
-            and self._answer.total() >= self._min
-        )
+        return self._greedy and self._as_scored and not self._is_too_short
 
     def choose(self, scores: Tensor) -> int:
         """Choose one token.
@@ -84,13 +82,17 @@ class Chooser:
         if not torch.isfinite(scores).all():
             raise NotFiniteError
         scores = self._forbid(self._penalise(scores))
-        if self._sampling.greedy:
+        if self._greedy:
             return int(scores.argmax())
         return int(torch.multinomial(candidates(scores, self._sampling), 1, generator=self._generator))
 
     def take(self, token: int) -> None:
         """Remember a chosen token."""
         self._answer[token] += 1
+
+    @property
+    def _is_too_short(self) -> bool:
+        return self._min > 0 and self._answer.total() < self._min
 
     def _penalise(self, scores: Tensor) -> Tensor:
         """Push seen tokens away from being chosen."""
@@ -109,7 +111,7 @@ class Chooser:
 
     def _forbid(self, scores: Tensor) -> Tensor:
         """Leave no stop token while the answer is too short."""
-        if self._answer.total() >= self._min or not self._stops:
+        if not self._is_too_short or not self._stops:
             return scores
         return scores.index_fill(0, _indices(stop for stop in self._stops if stop < scores.shape[0]), -torch.inf)
 

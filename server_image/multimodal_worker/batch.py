@@ -132,7 +132,7 @@ class Batch:
         """Give each sequence its next token: [sequences, vocabulary rows]."""
         scores = scores_of(logits, self.vocab_size)
         best = scores.argmax(-1).tolist()
-        finite = torch.isfinite(scores).all(-1).tolist()
+        finite = scores.sum(-1).isfinite().tolist()  # a sum with a score that is no finite number is none either
         outcomes: list[Outcome] = []
         for row, sequence in enumerate(sequences):
             if not finite[row]:
