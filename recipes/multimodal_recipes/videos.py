@@ -80,13 +80,14 @@ def decode(data: bytes, *, at: str, choose: Choice = all_frames) -> NDArray[np.u
     return read(data, at=at, choose=choose).frames
 
 
-def read(data: bytes, *, at: str, choose: Choice = all_frames) -> Video:
+def read(data: bytes, *, at: str, choose: Choice = all_frames, most: int = MAX_BYTES) -> Video:
     """Decode the frames of a video that are wanted, and tell how long it is.
 
     Args:
         data: Content of an MP4, WebM, MKV or AVI file, or of an animated GIF, WebP or PNG.
         at: What to call it in an error.
         choose: Which frames are wanted. Called before anything is decoded; what it raises is let through.
+        most: Bytes of all wanted frames as RGB that there is room for.
 
     Returns:
         The frames at full resolution. What was recorded turned is upright, as NeMo's training and client see it through
@@ -94,25 +95,25 @@ def read(data: bytes, *, at: str, choose: Choice = all_frames) -> Video:
 
     Raises:
         ProductError: not a video, of another codec than `CODECS`, damaged, or larger than `images.MAX_PIXELS`,
-            `MAX_FRAMES`, `MAX_SECONDS` or `MAX_BYTES`. What headers tell is refused before anything is decoded.
+            `MAX_FRAMES`, `MAX_SECONDS` or `most`. What headers tell is refused before anything is decoded.
     """
     kind = next((name for start, mark, name in CONTAINERS if data.startswith(mark, start)), None)
     if kind is None:
-        return _decode_animation(data, choose, at=at)
+        return _decode_animation(data, choose, most, at=at)
     try:
-        return _decode_container(data, kind, choose, at=at)
+        return _decode_container(data, kind, choose, most, at=at)
     except FFmpegError as error:
         raise _refused(at, f"the video is damaged: {error.strerror}", _AGAIN) from None
 
 
-def _decode_container(data: bytes, kind: str, choose: Choice, *, at: str) -> Video:
+def _decode_container(data: bytes, kind: str, choose: Choice, most: int, *, at: str) -> Video:
     """Decode once, or, where not every packet is a frame, once more with the number of frames that was found."""
     total = _packets(data, kind, at=at)
-    video, found = _take(data, kind, choose(total), at=at)
+    video, found = _take(data, kind, choose(total), most, at=at)
     if found == total:
         return video
     del video
-    return _take(data, kind, choose(found), at=at)[0]
+    return _take(data, kind, choose(found), most, at=at)[0]
 
 
 def _packets(data: bytes, kind: str, *, at: str) -> int:
@@ -132,11 +133,11 @@ def _packets(data: bytes, kind: str, *, at: str) -> int:
     return total
 
 
-def _take(data: bytes, kind: str, wanted: Sequence[int], *, at: str) -> tuple[Video, int]:
+def _take(data: bytes, kind: str, wanted: Sequence[int], most: int, *, at: str) -> tuple[Video, int]:
     """Decode all frames; give the video with those that are wanted and there, and how many there are."""
     with _open(data, kind, at=at) as (container, stream):
         size = (stream.height, stream.width)
-        taken = _room(len(wanted), size, at=at)
+        taken = _room(len(wanted), size, most, at=at)
         places = _places(wanted)
         found = turns = 0
         times: list[float] = []
@@ -208,7 +209,7 @@ def _open(data: bytes, kind: str, *, at: str) -> Iterator[tuple[InputContainer, 
         yield container, stream
 
 
-def _decode_animation(data: bytes, choose: Choice, *, at: str) -> Video:
+def _decode_animation(data: bytes, choose: Choice, most: int, *, at: str) -> Video:
     """Decode with Pillow, whose animations lead from each frame to the next."""
     with images.opened(data, ANIMATIONS, at=at) as animation:
         first = int(
@@ -217,7 +218,7 @@ def _decode_animation(data: bytes, choose: Choice, *, at: str) -> Video:
         total = getattr(animation, "n_frames", 1) - first
         _check_total(total, at=at)
         wanted = choose(total)
-        taken = _room(len(wanted), (animation.height, animation.width), at=at)
+        taken = _room(len(wanted), (animation.height, animation.width), most, at=at)
         places = _places(wanted)
         milliseconds = 0.0
         for place in range(total):
@@ -240,14 +241,14 @@ def _places(wanted: Sequence[int]) -> dict[int, list[int]]:
     return places
 
 
-def _room(count: int, size: tuple[int, int], *, at: str) -> NDArray[np.uint8]:
+def _room(count: int, size: tuple[int, int], most: int, *, at: str) -> NDArray[np.uint8]:
     """Make room for frames, [count, height, width, 3]."""
     shape = (count, *size, _CHANNELS)
     needed = math.prod(shape)
-    if needed > MAX_BYTES:
+    if needed > most:
         raise _refused(
             at,
-            f"{count} frames of {size[0]} by {size[1]} take {needed} bytes, where at most {MAX_BYTES} are taken",
+            f"{count} frames of {size[0]} by {size[1]} take {needed} bytes, where there is room for {most}",
             "scale the video down, or cut it",
         )
     return np.empty(shape, np.uint8)

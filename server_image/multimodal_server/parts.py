@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Named = ImagePart | VideoPart | AudioUrlPart
 """A part that says where its medium is."""
 
+MAX_DECODED: Final = videos.MAX_BYTES
+"""Of all pictures and chosen frames of one request as RGB, in bytes."""
 _DATA_URI: Final = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[^;,]*)*;base64,(.*)", re.DOTALL)
 
 
@@ -100,7 +102,8 @@ def addresses(parts: Iterable[tuple[str, Part]], recipe: Recipe) -> dict[str, st
 class PartReader:
     """Reads the parts of one request.
 
-    The positions that pictures and videos take are counted on the way, so that what has no room is never decoded.
+    The positions that pictures and videos take are counted on the way, and their bytes, so that what has no room is
+    never decoded.
     """
 
     def __init__(self, limits: Limits, recipe: Recipe, fetched: Mapping[str, bytes]) -> None:
@@ -115,6 +118,7 @@ class PartReader:
         self._recipe = recipe
         self._fetched = fetched
         self._positions = 0
+        self._left = MAX_DECODED
 
     def read(self, part: Part, at: str) -> str | Shown:
         """Read one part.
@@ -138,9 +142,19 @@ class PartReader:
             return waves.decode(data, at=where.at)
         choose = self._choice(self._recipe.seeing(), where.at)
         if isinstance(part, VideoPart):
-            return videos.read(data, at=where.at, choose=choose)
+            video = videos.read(data, at=where.at, choose=choose, most=self._left)
+            self._left -= video.frames.nbytes
+            return video
         choose(1)
-        return images.decode(data, at=where.at)[None]
+        picture = images.decode(data, at=where.at)[None]
+        self._left -= picture.nbytes
+        if self._left < 0:
+            raise refuse(
+                where.at,
+                f"pictures and videos up to this one take more than {MAX_DECODED} bytes as RGB",
+                "send fewer, or scale them down",
+            )
+        return picture
 
     def _content(self, where: Place) -> bytes:
         if (fetched := self._fetched.get(where.url)) is not None:

@@ -192,7 +192,6 @@ KINDS = {kind: encode(NOISE, how) for kind, how in LOSSLESS.items()} | {"PNG": a
 LIMITS = [
     (images, "MAX_PIXELS", 34 * 48 - 1, "scale it down"),
     (videos, "MAX_FRAMES", 11, "a video of 12 frames or more; cut it to at most 11"),
-    (videos, "MAX_BYTES", NOISE.nbytes - 1, f"12 frames of 34 by 48 take {NOISE.nbytes} bytes"),
     (videos, "MAX_SECONDS", 1, "a video of 1 seconds; cut it to at most 1 seconds"),
 ]
 
@@ -210,6 +209,15 @@ def test_limits_are_told_before_anything_is_decoded(
     monkeypatch.setattr(videos, "_places", lambda *_: pytest.fail("a frame was decoded"))
     with pytest.raises(ProductError, match=words):
         decode(KINDS[kind], at="x")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_that_have_no_room_are_not_decoded(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    assert videos.read(KINDS[kind], at="x", most=NOISE.nbytes).frames.shape == NOISE.shape
+    monkeypatch.setattr(videos, "_places", lambda *_: pytest.fail("a frame was decoded"))
+    words = f"12 frames of 34 by 48 take {NOISE.nbytes} bytes, where there is room for {NOISE.nbytes - 1}; scale"
+    with pytest.raises(ProductError, match=words):
+        videos.read(KINDS[kind], at="x", most=NOISE.nbytes - 1)
 
 
 def test_frames_that_change_their_size_are_refused() -> None:

@@ -14,6 +14,7 @@ from multimodal_api.reasons import Reason
 from multimodal_recipes import images, videos
 from multimodal_recipes.recipe import FrameSampling, Recipe, VideoLayout, VideoRecipe
 from multimodal_recipes.videos import Video
+from multimodal_server import parts as module
 from multimodal_server.chat import read_chat
 from multimodal_server.openai_schema import ChatRequest
 from multimodal_server.questions import Shown
@@ -123,6 +124,20 @@ def test_what_has_no_room_beside_the_others_is_not_decoded(monkeypatch: pytest.M
     assert len(decoded) == 3
     with pytest.raises(ProductError, match="take 64 positions"):
         read(watching(), two, two, room=room)
+
+
+def test_all_media_of_a_request_share_the_room_for_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    two, picture = film(inline(MP4)), still(inline(PNG))
+    monkeypatch.setattr(module, "MAX_DECODED", 5 * CLIP[0].nbytes)
+    assert len(read(watching(), two, two, picture, room=96)) == 3
+    with pytest.raises(
+        ProductError, match="2 frames of 34 by 48 take 9792 bytes, where there is room for 4896"
+    ) as refused:
+        read(watching(), two, two, two, room=96)
+    assert refused.value.failure.at == "messages[0].content[2].video_url.url"
+    with pytest.raises(ProductError, match="take more than 24480 bytes as RGB") as refused:
+        read(watching(), two, two, picture, picture, room=128)
+    assert refused.value.failure.at == "messages[0].content[3].image_url.url"
 
 
 def test_a_video_that_is_chosen_from_twice_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
