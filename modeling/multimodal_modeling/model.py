@@ -73,7 +73,8 @@ class MultimodalModel:
         Returns:
             [tokens, hidden].
         """
-        return splice(self.llm.embed(torch.tensor(ids)), self.llm.scale_media(media), torch.tensor(media_at))
+        at = torch.tensor(media_at, dtype=torch.long)  # of no positions, it would be float
+        return splice(self.llm.embed(torch.tensor(ids)), self.llm.scale_media(media), at)
 
 
 def _load_encoder(model_dir: Path, recipe: Recipe, *, dtype: torch.dtype, device: torch.device) -> Encoder:

@@ -203,6 +203,18 @@ def test_a_llava_scores_as_in_transformers(tmp_path: Path, settings: Callable[[]
     assert difference(convert(save(model, tmp_path / "llava"), tmp_path / "out"), model) <= TOLERANCE
 
 
+def test_a_question_without_a_picture_scores_as_in_transformers(tmp_path: Path) -> None:
+    model = reference(MODELS["llama and clip"]())
+    out = convert(save(model, tmp_path / "llava"), tmp_path / "out")
+    served = MultimodalModel.load(out, dtype=torch.float32, device=torch.device("cpu"))
+    ids = np.random.default_rng(1).integers(0, VOCAB, 40).tolist()
+    with torch.inference_mode():
+        wanted = model(input_ids=torch.tensor([ids])).logits[0]
+        embeddings = served.prompt_embeddings(ids, [], torch.empty(0, served.llm.hidden_size))
+        found = served.llm.logits(embeddings[None], served.llm.new_cache())[0]
+    assert float((found - wanted).abs().max() / wanted.abs().max()) <= TOLERANCE
+
+
 def old_names(name: str) -> str:
     """What llava-hf's repositories hold."""
     for new, old in (("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")):
