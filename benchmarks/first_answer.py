@@ -15,14 +15,16 @@ from string import Template
 from typing import TYPE_CHECKING, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT / folder) for folder in ("cluster", "demo", "images", "locks")]
+sys.path += [str(ROOT / folder) for folder in ("cluster", "demo", "examples", "images", "locks")]
 
+from multimodal_api.families import Family  # noqa: E402
 from multimodal_cluster.errors import ClusterError  # noqa: E402 -- the path above makes them importable
 from multimodal_cluster.paths import paths_of  # noqa: E402
 from multimodal_cluster.progress import Progress  # noqa: E402
 from multimodal_cluster.providers import choose  # noqa: E402
 from multimodal_cluster.tools import Tools  # noqa: E402
-from multimodal_demo import questions, stage, story  # noqa: E402
+from multimodal_demo import stage, story  # noqa: E402
+from multimodal_demo.questions import Show  # noqa: E402
 from multimodal_images import references  # noqa: E402
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def _measure(runs: int) -> int:
         with progress.step(f"run {run} of {runs}: Kubernetes alone"):
             bare.append(_bare(tools, images))
         with progress.step(f"run {run} of {runs}: the product"):
-            told = story.tell(tools, questions.load()[:1], say=lambda *_: None, show=lambda _: None)
+            (told,) = story.tell(tools, [Show(Family.NEVA, asked=1)], say=lambda *_: None, show=lambda _: None)
         steps.append(told.timeline.steps())
         right = right and told.answers[0].is_right
     return 0 if _report(steps, bare) <= GOAL_S and right else 1

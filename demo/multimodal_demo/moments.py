@@ -35,11 +35,13 @@ class Seen:
 
     Attributes:
         kind: of the object, as Kubernetes names it; or `ANSWER`.
+        name: of the resource that it belongs to.
         content: the object; or the answer's text.
         at: when, on the monotonic clock, in seconds.
     """
 
     kind: str
+    name: str
     content: dict[str, Any]
     at: float
 
@@ -61,6 +63,11 @@ class Timeline:
     def seconds(self) -> dict[Moment, float]:
         """Give seconds since the beginning, in the story's order."""
         return {moment: self._seen[moment] for moment in Moment if moment in self._seen}
+
+    @property
+    def last(self) -> float:
+        """Seconds until the last moment."""
+        return max(self._seen.values())
 
     def steps(self) -> dict[Moment, float]:
         """Give the seconds that led to each moment, from the one before it."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from multimodal_demo.story import command
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from multimodal_demo.moments import Timeline
@@ -19,26 +20,40 @@ if TYPE_CHECKING:
     from multimodal_demo.story import Story
 
 PAGE: Final = Template(Path(__file__).with_name("page.html").read_text())
+FAMILY: Final = Template(Path(__file__).with_name("family.html").read_text())
+MEDIA: Final = {
+    ".png": '<img src="data:image/png;base64,{}" alt="">',
+    ".gif": '<img src="data:image/gif;base64,{}" alt="">',
+    ".wav": '<audio controls src="data:audio/wav;base64,{}"></audio>',
+}
 
 
-def render(story: Story, manifest: str, now: datetime) -> str:
+def render(told: Sequence[Story], now: datetime) -> str:
     """Render the page.
 
     Args:
-        story: what happened.
-        manifest: the resource as it was applied.
+        told: what happened, by family.
         now: shown as the date.
     """
-    right = sum(answer.is_right for answer in story.answers)
-    engine = story.resource["status"]["engine"]
     return PAGE.substitute(
         date=f"{now:%Y-%m-%d %H:%M} UTC",
-        seconds=f"{list(story.timeline.seconds().values())[-1]:.1f}",
-        right=right,
+        seconds=f"{told[0].timeline.last:.1f}",
+        right=sum(story.right for story in told),
+        questions=sum(len(story.answers) for story in told),
+        families="\n".join(_family(story) for story in told),
+    )
+
+
+def _family(story: Story) -> str:
+    engine = story.resource["status"]["engine"]
+    return FAMILY.substitute(
+        name=story.show.family,
+        seconds=f"{story.timeline.last:.1f}",
+        right=story.right,
         questions=len(story.answers),
         engine=f"{engine['key']} ({engine['backend']}, {engine.get('sizeBytes', 0) / 1e6:.1f} MB)",
         timeline=_timeline(story.timeline),
-        manifest=escape(manifest),
+        manifest=escape(story.show.resource.read_text()),
         command=escape(shlex.join(command(story.answers[0].question))),
         answers="\n".join(_answer(answer) for answer in story.answers),
         conditions="\n".join(
@@ -51,8 +66,7 @@ def render(story: Story, manifest: str, now: datetime) -> str:
 def _timeline(timeline: Timeline) -> str:
     """Draw a waterfall: each bar begins where the one before it ends."""
     ends = timeline.seconds()
-    whole = max(ends.values())
-    return "\n".join(_bar(moment, ends[moment], took, whole) for moment, took in timeline.steps().items())
+    return "\n".join(_bar(moment, ends[moment], took, timeline.last) for moment, took in timeline.steps().items())
 
 
 def _bar(moment: str, end: float, took: float, whole: float) -> str:
@@ -64,10 +78,11 @@ def _bar(moment: str, end: float, took: float, whole: float) -> str:
 
 
 def _answer(answer: Answer) -> str:
-    picture = base64.b64encode(answer.question.picture.read_bytes()).decode()
+    file = answer.question.medium
+    medium = MEDIA[file.suffix].format(base64.b64encode(file.read_bytes()).decode())
     verdict = "right" if answer.is_right else f"wrong: {answer.question.right}"
     return (
-        f'<figure class="{"right" if answer.is_right else "wrong"}"><img src="data:image/png;base64,{picture}" alt="">'
+        f'<figure class="{"right" if answer.is_right else "wrong"}">{medium}'
         f"<figcaption><q>{escape(answer.question.text)}</q><b>{escape(answer.text)}</b>"
         f"<small>{escape(verdict)} · {answer.seconds:.2f} s</small></figcaption></figure>"
     )

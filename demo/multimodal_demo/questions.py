@@ -1,4 +1,4 @@
-"""Pictures that the model never saw in its training, a question about each, and the right answer."""
+"""What is shown: the families, and what each is asked about media that its training never showed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-HELDOUT: Final = Path(__file__).resolve().parent.parent.parent / "examples" / "tiny" / "neva" / "heldout"
+from tiny.judging import accepts
+
+from multimodal_api.families import Family
+
+EXAMPLES: Final = Path(__file__).resolve().parent.parent.parent / "examples"
+TINY: Final = EXAMPLES / "tiny"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +20,14 @@ class Question:
     """A question.
 
     Attributes:
-        picture: the file.
+        family: who is asked.
+        medium: the file: a picture, a video or a sound.
         text: what is asked.
         right: the right answer.
     """
 
-    picture: Path
+    family: Family
+    medium: Path
     text: str
     right: str
 
@@ -41,11 +48,50 @@ class Answer:
 
     @property
     def is_right(self) -> bool:
-        """Compare with the right answer, letter by letter."""
-        return self.text == self.question.right
+        """Compare with the right answer, letter by letter; a moment of a video within a twentieth of its length."""
+        return accepts(self.question.right, self.text)
 
 
-def load() -> list[Question]:
-    """Read all questions."""
-    entries = json.loads((HELDOUT / "heldout.json").read_text())
-    return [Question(HELDOUT / each["picture"], each["question"], each["answer"]) for each in entries]
+@dataclass(frozen=True, slots=True)
+class Show:
+    """A family in the demo.
+
+    Attributes:
+        family: also the name of its resource and of its model.
+        asked: how many questions.
+    """
+
+    family: Family
+    asked: int
+
+    @property
+    def resource(self) -> Path:
+        """Its sample, applied as it is."""
+        return EXAMPLES / "resources" / f"{self.family}-cpu.yaml"
+
+    @property
+    def folder(self) -> Path:
+        """Its tiny model."""
+        return TINY / self.family.replace("-", "_")
+
+    def questions(self) -> list[Question]:
+        """Read its questions: one about each medium, of a different kind each time."""
+        heldout = self.folder / "heldout"
+        about: dict[Path, list[Question]] = {}
+        for each in json.loads((heldout / "heldout.json").read_text()):
+            text, right = each.pop("question"), each.pop("answer")
+            (name,) = each.values()
+            medium = heldout / name
+            about.setdefault(medium, []).append(Question(self.family, medium, text, right))
+        return [asked[number % len(asked)] for number, asked in enumerate(about.values())][: self.asked]
+
+
+SHOWN: Final = (
+    Show(Family.NEVA, asked=8),
+    Show(Family.VILA, asked=3),
+    Show(Family.VIDEO_NEVA, asked=3),
+    Show(Family.LITA, asked=3),
+    Show(Family.VITA, asked=3),
+    Show(Family.SALM, asked=3),
+)
+"""The first alone, so that its time to the first answer is that of one resource; the others side by side."""

@@ -1,4 +1,4 @@
-"""What must be there before the story begins: the operator, a namespace, a checkpoint on a claim, a pod that asks."""
+"""What must be there before the story begins: the operator, a namespace, checkpoints on a claim, a pod that asks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Final
 
-from multimodal_demo.questions import HELDOUT
+from multimodal_demo.questions import SHOWN, TINY
 
 if TYPE_CHECKING:
     from multimodal_cluster.progress import Progress
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 CHART: Final = ROOT / "charts" / "multimodal-operator"
 PODS: Final = Path(__file__).with_name("manifests") / "pods.yaml"
-CHECKPOINT: Final = ROOT / "examples" / "tiny" / "neva"
-# A frozen vision tower is not inside a NeMo archive: its folder lies beside it.
-CHECKPOINT_FILES: Final = ("neva.nemo", "clip")
-PICTURES: Final = "/tmp/pictures"  # noqa: S108 -- a volume of the client's pod
+CHECKPOINTS: Final = (TINY / "neva" / "neva.nemo", TINY / "siglip", *(show.folder for show in SHOWN))
+"""What lies on the claim, by the last part of the name: archives, and beside them what they name and do not hold."""
+MEDIA: Final = "/checkpoints"
+"""The claim in the asking pod: the media of the questions lie in the models' folders."""
 RELEASE: Final = "multimodal-operator"
 OPERATOR_NAMESPACE: Final = "multimodal-system"
 NAMESPACE: Final = "multimodal-demo"
 READY_S: Final = 120
-MMD: Final = "multimodaldeployment.multimodal.dev/neva"
+MMD: Final = "multimodaldeployments.multimodal.dev"
 
 
 def install_operator(tools: Tools, images: Path, progress: Progress) -> None:
@@ -48,20 +48,19 @@ def install_operator(tools: Tools, images: Path, progress: Progress) -> None:
 
 
 def set_up(tools: Tools, image: str, progress: Progress) -> None:
-    """Have the operator's namespace hold the checkpoint and the asking pod, and no model from an earlier run.
+    """Have the operator's namespace hold the checkpoints and the asking pod, and no model from an earlier run.
 
     Raises:
         ClusterError: something is not ready in time.
     """
-    with progress.step("load the checkpoint onto a claim, start the pod that asks"):
-        kubectl(tools, "delete", MMD, "--ignore-not-found", "--wait", f"--timeout={READY_S}s", seconds=READY_S + 10)
+    with progress.step("load the checkpoints onto a claim, start the pod that asks"):
+        kubectl(tools, "delete", MMD, "--all", "--wait", f"--timeout={READY_S}s", seconds=READY_S + 10)
         kubectl(tools, "delete", "pod", "client", "loader", "--ignore-not-found")
         kubectl(tools, "apply", "--filename", "-", text=Template(PODS.read_text()).substitute(image=image))
         wait = ("wait", "--for=condition=Ready", f"--timeout={READY_S}s", "pod/loader", "pod/client")
         kubectl(tools, *wait, seconds=READY_S + 10)
-        for name in CHECKPOINT_FILES:
-            kubectl(tools, "cp", str(CHECKPOINT / name), f"loader:/checkpoints/{name}")
-        kubectl(tools, "cp", str(HELDOUT), f"client:{PICTURES}")
+        for source in CHECKPOINTS:
+            kubectl(tools, "cp", str(source), f"loader:{MEDIA}")
         kubectl(tools, "delete", "pod", "loader", "--wait=false")
 
 

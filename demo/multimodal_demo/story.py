@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,81 +14,89 @@ from multimodal_api.status import ConditionType, Phase
 from multimodal_cluster.errors import ClusterError
 from multimodal_demo import moments, watching
 from multimodal_demo.moments import ANSWER, Moment, Seen, Timeline
-from multimodal_demo.questions import Answer, Question
-from multimodal_demo.stage import MMD, NAMESPACE, PICTURES, ROOT, kubectl
+from multimodal_demo.questions import TINY, Answer, Question, Show
+from multimodal_demo.stage import MEDIA, MMD, NAMESPACE, kubectl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from queue import Queue
 
+    from multimodal_api.families import Family
     from multimodal_cluster.tools import Tools
 
-RESOURCE: Final = ROOT / "examples" / "resources" / "neva-cpu.yaml"
-ADDRESS: Final = "http://neva:8000"
-MODEL: Final = "neva"
-# The resource's maxOutputLen.
+    Say = Callable[[float, str, str], None]
+
+# The resources' maxOutputLen.
 OUTPUT_TOKENS: Final = 32
 FIRST_ANSWER_S: Final = 300.0
 ANSWER_S: Final = 60.0
-REMEDY: Final = f"`kubectl -n {NAMESPACE} describe {MMD}`"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Story:
-    """What happened.
+    """What happened to one family.
 
     Attributes:
+        show: what was to be shown.
         timeline: when what was seen.
         answers: what the model said.
-        resource: the MultimodalDeployment at the end.
+        resource: the MultimodalDeployment as it was seen last.
     """
 
+    show: Show
     timeline: Timeline
-    answers: list[Answer]
-    resource: dict[str, Any]
+    answers: list[Answer] = field(default_factory=list)
+    resource: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_told(self) -> bool:
+        """There is an answer, and the resource says that it is ready."""
+        return bool(self.answers) and self.resource.get("status", {}).get("phase") == Phase.READY
+
+    @property
+    def right(self) -> int:
+        """How many answers are right."""
+        return sum(answer.is_right for answer in self.answers)
 
 
 def command(question: Question) -> list[str]:
     """Give the command that asks, as a person would type it in the client's pod."""
+    name = question.family
     return [
-        *("mmd", "query", "--url", ADDRESS, "--model_name", MODEL, "--max_output_len", str(OUTPUT_TOKENS)),
-        *("--input_text", question.text, "--input_media", f"{PICTURES}/{question.picture.name}"),
+        *("mmd", "query", "--url", f"http://{name}:8000", "--model_name", name, "--model_type", name),
+        *("--max_output_len", str(OUTPUT_TOKENS)),
+        *("--input_text", question.text, "--input_media", f"{MEDIA}/{question.medium.relative_to(TINY)}"),
     ]
 
 
-def tell(
-    tools: Tools,
-    questions: Sequence[Question],
-    *,
-    say: Callable[[float, str], None],
-    show: Callable[[Answer], None],
-) -> Story:
-    """Apply the resource, follow it to the first answer, ask the rest.
+def tell(tools: Tools, shows: Sequence[Show], *, say: Say, show: Callable[[Answer], None]) -> list[Story]:
+    """Apply resources side by side, follow each to its first answer, ask the rest.
 
     Args:
         tools: kubectl.
-        questions: at least one.
-        say: told what changes, with the seconds since the beginning.
+        shows: the families.
+        say: told what changes: the seconds since the beginning, who, what.
         show: shown each answer as it comes.
 
     Raises:
-        ClusterError: it failed, or there was no answer in time.
+        ClusterError: one failed, or there was no answer in time.
     """
-    first, *rest = questions
     with watching.changes(tools) as changes, ExitStack() as stack:
         began = time.monotonic()
-        kubectl(tools, "apply", "--filename", str(RESOURCE))
-        say(0.0, f"applied {RESOURCE.relative_to(ROOT)}")
-        # It waits in the pod, as any client would that came too early.
-        asking = stack.enter_context(tools.lines(*_asking(first, wait=FIRST_ANSWER_S)))
-        threading.Thread(target=_hear, args=(asking, changes), daemon=True).start()
-        timeline, resource, text = _follow(changes, began, say)
-    answers = [Answer(first, text, timeline.steps()[Moment.FIRST_ANSWER])]
-    show(answers[0])
-    for question in rest:
-        answers.append(ask(tools, question))
-        show(answers[-1])
-    return Story(timeline, answers, resource)
+        kubectl(tools, "apply", *(f"--filename={each.resource}" for each in shows))
+        for each in shows:
+            say(0.0, each.family, f"applied {each.resource.name}")
+            # It waits in the pod, as any client would that came too early.
+            asking = stack.enter_context(tools.lines(*_asking(each.questions()[0], wait=FIRST_ANSWER_S)))
+            threading.Thread(target=_hear, args=(each.family, asking, changes), daemon=True).start()
+        stories = {each.family: Story(each, Timeline(began)) for each in shows}
+        _follow(stories, changes, began, say)
+    for story in stories.values():
+        show(story.answers[0])
+        for question in story.show.questions()[1:]:
+            story.answers.append(ask(tools, question))
+            show(story.answers[-1])
+    return list(stories.values())
 
 
 def ask(tools: Tools, question: Question) -> Answer:
@@ -102,47 +110,46 @@ def _asking(question: Question, *, wait: float) -> list[str]:
     return ["--namespace", NAMESPACE, "exec", "client", "--", *command(question), "--init_timeout", str(wait)]
 
 
-def _hear(lines: Iterator[str], changes: Queue[Seen]) -> None:
-    changes.put(Seen(ANSWER, {"text": "".join(lines).strip()}, time.monotonic()))
+def _hear(family: str, lines: Iterator[str], changes: Queue[Seen]) -> None:
+    changes.put(Seen(ANSWER, family, {"text": "".join(lines).strip()}, time.monotonic()))
 
 
-def _follow(
-    changes: Queue[Seen], began: float, say: Callable[[float, str], None]
-) -> tuple[Timeline, dict[str, Any], str]:
-    """Tell what changes until the first answer came and the resource says that it is ready.
-
-    Returns:
-        Timeline, resource and answer.
+def _follow(stories: dict[Family, Story], changes: Queue[Seen], began: float, say: Say) -> None:
+    """Tell what changes until every family has answered and says that it is ready.
 
     Raises:
-        ClusterError: the resource failed, or there was no answer in time.
+        ClusterError: one failed, or there was no answer in time.
     """
-    timeline = Timeline(began)
-    resource: dict[str, Any] = {}
-    text = told = ""
-    while not text or resource["status"]["phase"] != Phase.READY:
+    told: dict[str, str] = {}
+    while late := [family for family, story in stories.items() if not story.is_told]:
         try:
             seen = changes.get(timeout=max(0.0, began + FIRST_ANSWER_S + ANSWER_S - time.monotonic()))
         except Empty:
-            raise ClusterError("demo", f"no answer after {FIRST_ANSWER_S:g}s; {told}", REMEDY) from None
+            problem = f"no answer after {FIRST_ANSWER_S:g}s; {told.get(late[0], '')}"
+            raise ClusterError("demo", problem, _remedy(late[0])) from None
+        story = stories.get(seen.name)
+        if story is None:
+            continue  # of an act before this one
         for moment in moments.of(seen):
-            if timeline.see(moment, seen.at):
-                say(seen.at - began, f"● {moment}")
+            if story.timeline.see(moment, seen.at):
+                say(seen.at - began, seen.name, f"● {moment}")
         if seen.kind == ANSWER:
-            text = _checked(seen.content["text"])
+            story.answers.append(_first_answer(story, seen))
         elif seen.kind == labels.KIND:
-            resource = seen.content
-            if "status" in resource and (line := headline(resource)) != told:
-                told = line
-                say(seen.at - began, line)
-            _stop_if_failed(resource)
-    return timeline, resource, text
+            story.resource = seen.content
+            line = headline(seen.content)
+            # Side by side, the moments are enough.
+            if len(stories) == 1 and line != told.get(seen.name):
+                say(seen.at - began, seen.name, line)
+            told[seen.name] = line
+            _stop_if_failed(seen)
 
 
-def _checked(text: str) -> str:
+def _first_answer(story: Story, seen: Seen) -> Answer:
+    text = seen.content["text"]
     if not text:
-        raise ClusterError("demo", "the question got no answer; its words are above", REMEDY)
-    return text
+        raise ClusterError("demo", "the question got no answer; its words are above", _remedy(seen.name))
+    return Answer(story.show.questions()[0], text, story.timeline.steps()[Moment.FIRST_ANSWER])
 
 
 def headline(resource: dict[str, Any]) -> str:
@@ -156,7 +163,11 @@ def headline(resource: dict[str, Any]) -> str:
     return f"{status.get('phase', Phase.PENDING):10}{stage} {ready.get('message', '')}"
 
 
-def _stop_if_failed(resource: dict[str, Any]) -> None:
-    if resource.get("status", {}).get("phase") == Phase.FAILED:
-        message = moments.condition(resource, ConditionType.READY).get("message", "")
-        raise ClusterError("demo", f"the resource failed: {message}", REMEDY)
+def _stop_if_failed(seen: Seen) -> None:
+    if seen.content.get("status", {}).get("phase") == Phase.FAILED:
+        message = moments.condition(seen.content, ConditionType.READY).get("message", "")
+        raise ClusterError("demo", f"the resource failed: {message}", _remedy(seen.name))
+
+
+def _remedy(name: str) -> str:
+    return f"`kubectl -n {NAMESPACE} describe {MMD} {name}`"

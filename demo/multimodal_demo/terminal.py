@@ -1,19 +1,27 @@
-"""Pictures in a terminal: two pixels per character, the upper one in the letter's colour."""
+"""Media in a terminal: pictures as two pixels per character, the upper one in the letter's colour; sounds as bars."""
 
 from __future__ import annotations
 
 import os
 import sys
+import wave
 from typing import TYPE_CHECKING, Final
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageSequence
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 COLUMNS: Final = 20
+FRAMES: Final = 4
+"""Of a video, evenly spread from the first to the last."""
+FRAME_COLUMNS: Final = 12
+SOUND_COLUMNS: Final = 48
+SOUND_LINES: Final = 3
 UPPER: Final = "▀"
+BARS: Final = " ▁▂▃▄▅▆▇█"
 RESET: Final = "\x1b[0m"
 
 
@@ -22,13 +30,39 @@ def shows_colours() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
+def draw(file: Path) -> list[str]:
+    """Draw a medium as lines of text."""
+    return _DRAWN[file.suffix](file)
+
+
 def picture(file: Path, columns: int = COLUMNS) -> list[str]:
-    """Draw a picture as lines of text: a pixel per column, two per line."""
+    """Draw a picture: a pixel per column, two per line."""
     with Image.open(file) as opened:
-        lines = max(1, round(columns * opened.height / opened.width / 2))
-        small = opened.convert("RGB").resize((columns, 2 * lines), Image.Resampling.BOX)
-    rows = [small.crop((0, row, columns, row + 1)).tobytes() for row in range(2 * lines)]
-    return [_line(upper, lower) for upper, lower in zip(rows[::2], rows[1::2], strict=True)]
+        return _drawn(opened.convert("RGB"), columns)
+
+
+def video(file: Path) -> list[str]:
+    """Draw some frames of a video, side by side."""
+    with Image.open(file) as opened:
+        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(opened)]
+    chosen = [frames[round(place)] for place in np.linspace(0, len(frames) - 1, FRAMES)]
+    return [" ".join(lines) for lines in zip(*(_drawn(frame, FRAME_COLUMNS) for frame in chosen), strict=True)]
+
+
+def sound(file: Path) -> list[str]:
+    """Draw how loud a sound is, from its beginning to its end."""
+    with wave.open(str(file)) as opened:
+        samples = np.frombuffer(opened.readframes(opened.getnframes()), "<i2").astype(np.int32)
+    peaks = np.array([np.abs(part).max() for part in np.array_split(samples, SOUND_COLUMNS)])
+    last = len(BARS) - 1
+    heights = np.ceil(peaks / max(1, peaks.max()) * last * SOUND_LINES).astype(int)
+    return [
+        "".join(BARS[min(last, max(0, height - last * below))] for height in heights)
+        for below in reversed(range(SOUND_LINES))
+    ]
+
+
+_DRAWN: Final[dict[str, Callable[[Path], list[str]]]] = {".png": picture, ".gif": video, ".wav": sound}
 
 
 def beside(left: Sequence[str], right: Sequence[str]) -> str:
@@ -36,6 +70,13 @@ def beside(left: Sequence[str], right: Sequence[str]) -> str:
     above = max(0, (len(left) - len(right)) // 2)
     rows = [(line, right[row - above] if 0 <= row - above < len(right) else "") for row, line in enumerate(left)]
     return "\n".join(f"{line}  {text}" for line, text in rows)
+
+
+def _drawn(picture: Image.Image, columns: int) -> list[str]:
+    lines = max(1, round(columns * picture.height / picture.width / 2))
+    small = picture.resize((columns, 2 * lines), Image.Resampling.BOX)
+    rows = [small.crop((0, row, columns, row + 1)).tobytes() for row in range(2 * lines)]
+    return [_line(upper, lower) for upper, lower in zip(rows[::2], rows[1::2], strict=True)]
 
 
 def _line(upper: bytes, lower: bytes) -> str:

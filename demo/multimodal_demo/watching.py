@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager
 from queue import Queue
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from multimodal_api import labels
 from multimodal_demo.moments import Seen
@@ -39,4 +39,9 @@ def _read(lines: Iterator[str], found: Queue[Seen]) -> None:
     for line in lines:
         event = json.loads(line)
         if event["type"] in {"ADDED", "MODIFIED"}:
-            found.put(Seen(event["object"]["kind"], event["object"], time.monotonic()))
+            found.put(_seen(event["object"], time.monotonic()))
+
+
+def _seen(obj: dict[str, Any], at: float) -> Seen:
+    kind, meta = obj["kind"], obj["metadata"]
+    return Seen(kind, meta["name"] if kind == labels.KIND else meta["labels"][labels.LABEL_INSTANCE], obj, at)

@@ -1,11 +1,11 @@
 """A language model that answers about rows of a medium, composed of transformers' parts; questions and marks."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 import torch
+from tiny.judging import accepts
 from tiny.learning import UNLEARNED, Packed
 from tiny.pictures import Question
 from tiny.prompts import MEDIA, Parts, Prompter
@@ -15,9 +15,6 @@ from transformers import PreTrainedModel
 
 LONGEST_ANSWER: Final = 32  # tokens
 BATCH: Final = 50
-
-TOLERANCE: Final = 0.05
-"""How far a time in an answer may be off, as a share of the video's duration."""
 
 Content = TypeVar("Content")
 
@@ -120,14 +117,6 @@ class Subject:
             pad_token_id=pad,
         )
         return [self.prompter.read(row) for row in written.tolist()]
-
-
-def accepts(right: str, said: str) -> bool:
-    """Whether an answer is right: the same text, with times within TOLERANCE."""
-    pattern = re.compile(r"<t(\d+)>")
-    wanted, found = pattern.findall(right), pattern.findall(said)
-    near = all(abs(int(one) - int(other)) <= TOLERANCE * 99 for one, other in zip(wanted, found, strict=False))
-    return near and pattern.sub("<t>", right) == pattern.sub("<t>", said)
 
 
 def wrong_answers(subject: Subject, asked: Sequence[Case]) -> list[tuple[Case, str]]:

@@ -12,7 +12,15 @@ import pytest
 
 from multimodal_api import labels
 from support.platform import apply, attempt, kubectl
-from support.product import Resource, claim, dump, install_operator, make_namespace, uninstall_operator
+from support.product import (
+    Resource,
+    claim,
+    dump,
+    install_operator,
+    make_namespace,
+    start_client,
+    uninstall_operator,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +53,12 @@ def _store(namespace: str) -> dict[str, str]:
     """Give an engine store that tests share: what one of them built is there for all that come later."""
     apply(claim(namespace, "engines"))
     return {"claimName": "engines"}
+
+
+@pytest.fixture(name="client", scope="session")
+def _client(namespace: str) -> None:
+    """Have a pod from which tests ask."""
+    start_client(namespace)
 
 
 @pytest.fixture(name="resource")

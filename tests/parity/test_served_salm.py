@@ -19,7 +19,8 @@ import pytest
 import sentencepiece
 import torch
 from numpy.typing import NDArray
-from tiny.answering import Case, accepts
+from tiny.answering import Case
+from tiny.judging import accepts
 from transformers import LlamaForCausalLM
 
 from multimodal_api.engine import MODEL_DIR

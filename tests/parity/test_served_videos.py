@@ -7,9 +7,7 @@ the file's frame times as Pillow reads them. Only HTTP is left out: `tests/unit/
 from __future__ import annotations
 
 import base64
-import json
 import queue
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
-from tiny.answering import TOLERANCE
 
 from multimodal_api.engine import Limits
 from multimodal_api.families import Family, LlmType
@@ -29,7 +26,7 @@ from multimodal_server.engine import open_engine
 from multimodal_server.metrics import Metrics
 from multimodal_server.openai_schema import ChatRequest
 from multimodal_server.worker_client import WorkerClient
-from support import tiny_families
+from support import heldout, tiny_families
 from support.clips import LOSSLESS, encode
 
 pytestmark = pytest.mark.parity
@@ -39,16 +36,6 @@ LIMITS = Limits(
     max_input_len=400, max_output_len=32, max_batch_size=8, max_multimodal_len=320, vision_max_batch_size=16
 )
 LLM_TYPES = {Family.VIDEO_NEVA: LlmType.GPTNEXT, Family.LITA: LlmType.LLAMA, Family.VITA: LlmType.LLAMA}
-SECONDS = re.compile(r"<(\d+\.\d\d)>")
-TOKEN = re.compile(r"<t(\d+)>")
-
-
-class Asked(NamedTuple):
-    """A question about a file."""
-
-    file: Path
-    question: str
-    answer: str
 
 
 class Served(NamedTuple):
@@ -56,11 +43,6 @@ class Served(NamedTuple):
 
     family: Family
     responder: Responder
-
-    def cases(self) -> list[Asked]:
-        folder = tiny_families.archive(self.family).parent / "heldout"
-        listed = json.loads((folder / "heldout.json").read_text())
-        return [Asked(folder / each["video"], each["question"], each["answer"]) for each in listed]
 
     def ask(self, data: bytes, question: str) -> str:
         url = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
@@ -84,37 +66,25 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     worker.stop()
 
 
-def frames(file: Path) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], float]:
-    """The frames of a file, and its seconds."""
+def frames(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The frames of a file."""
     with Image.open(file) as opened:
-        shown = [(np.asarray(frame.convert("RGB")), frame.info["duration"]) for frame in ImageSequence.Iterator(opened)]
-    return np.stack([frame for frame, _ in shown]), sum(milliseconds for _, milliseconds in shown) / 1000
-
-
-def is_right(wanted: str, said: str, duration: float) -> bool:
-    """Whether an answer is the listed one, times in seconds and within the models' own tolerance."""
-    moments = [int(index) * duration / 99 for index in TOKEN.findall(wanted)]
-    found = [float(second) for second in SECONDS.findall(said)]
-    near = all(abs(one - other) <= TOLERANCE * duration for one, other in zip(moments, found, strict=False))
-    return near and TOKEN.sub("<>", wanted) == SECONDS.sub("<>", said)
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(opened)])
 
 
 def test_every_held_out_question_is_answered_in_seconds(served: Served) -> None:
-    cases = served.cases()
+    cases = heldout.cases(served.family)
     with ThreadPoolExecutor(4) as threads:
-        said = list(threads.map(lambda case: served.ask(case.file.read_bytes(), case.question), cases))
-    wrong = [
-        (case, answer)
-        for case, answer in zip(cases, said, strict=True)
-        if not is_right(case.answer, answer, frames(case.file)[1])
-    ]
+        said = list(threads.map(lambda case: served.ask(case.medium, case.question), cases))
+    wrong = [(case, answer) for case, answer in zip(cases, said, strict=True) if not case.accepts_seconds(answer)]
     assert wrong == []
 
 
 def test_a_slower_video_of_the_same_frames_has_later_moments(served: Served) -> None:
     """In another container: 2 frames per second, and 4."""
-    case = next(case for case in served.cases() if "<t" in case.answer or served.family is Family.VIDEO_NEVA)
-    shown, _ = frames(case.file)
+    cases = heldout.cases(served.family)
+    case = next(case for case in cases if "<t" in case.answer or served.family is Family.VIDEO_NEVA)
+    shown = frames(case.file)
     for rate in (2, 4):
         said = served.ask(encode(shown, LOSSLESS["mkv"], rate=rate), case.question)
-        assert is_right(case.answer, said, len(shown) / rate)
+        assert heldout.is_right(case.answer, said, len(shown) / rate)

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from tiny import heldout
-from tiny.answering import accepts
+from tiny.judging import accepts
 from tiny.pictures import Question
 
 from multimodal_api.engine import Dtype

@@ -68,16 +68,18 @@ def load_files(namespace: str, root: Path, files: list[str]) -> None:
     """Copy files, named from a folder, onto the claim of checkpoints."""
     apply(_loader(namespace))
     kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/loader", "--timeout=120s", seconds=130)
+    _send(namespace, "loader", "/data", root, files)
+    kubectl("delete", "pod", "-n", namespace, "loader", "--grace-period=1", "--timeout=60s")
+
+
+def _send(namespace: str, pod: str, folder: str, root: Path, files: list[str]) -> None:
     archive = subprocess.run(
         ["tar", "-C", str(root), "-cf", "-", *files], capture_output=True, check=True, timeout=60
     ).stdout
+    unpack = ["tar", "-C", folder, "--no-same-owner", "-xf", "-"]
     subprocess.run(
-        ["kubectl", "exec", "-n", namespace, "-i", "loader", "--", "tar", "-C", "/data", "--no-same-owner", "-xf", "-"],
-        input=archive,
-        check=True,
-        timeout=60,
+        ["kubectl", "exec", "-n", namespace, "-i", pod, "--", *unpack], input=archive, check=True, timeout=60
     )
-    kubectl("delete", "pod", "-n", namespace, "loader", "--grace-period=1", "--timeout=60s")
 
 
 def claim(namespace: str, name: str) -> dict[str, Any]:
@@ -85,6 +87,24 @@ def claim(namespace: str, name: str) -> dict[str, Any]:
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     meta = {"name": name, "namespace": namespace}
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}
+
+
+def start_client(namespace: str) -> None:
+    """Start the pod `client`, which has the client libraries of the server's image and can run modules of `support`."""
+    apply(restricted_pod(namespace, "client", ["sleep", "infinity"], image=published_images()["server"]))
+    kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/client", "--timeout=120s", seconds=130)
+    send_programs(namespace)
+
+
+def send_programs(namespace: str) -> None:
+    """Copy what runs in the pod `client` into it."""
+    programs = [f"support/{name}.py" for name in ("__init__", "asking", "load")]
+    _send(namespace, "client", "/tmp", ROOT / "tests", programs)
+
+
+def in_client(namespace: str, module: str) -> list[str]:
+    """Give the command that runs a module of `support` in the pod `client`, with its standard input."""
+    return ["kubectl", "exec", "-n", namespace, "-i", "client", "--", "/opt/front/bin/python", "-m", module]
 
 
 def restricted_pod(namespace: str, name: str, command: list[str], **container: Any) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from pytriton.client import ModelClient
 from pytriton.client.exceptions import PyTritonClientInferenceServerError
-from tiny.answering import Case, accepts
+from tiny.answering import Case
+from tiny.judging import accepts
 
 from multimodal_api import wire
 from multimodal_client import NemoQueryMultimodal

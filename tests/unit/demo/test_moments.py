@@ -17,18 +17,18 @@ def pod(component: str, statuses: list[dict[str, Any]], *, ready: bool = False) 
     conditions = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": str(ready)}]
     labels = {"app.kubernetes.io/component": component}
     status = {"containerStatuses": statuses, "conditions": conditions}
-    return Seen("Pod", {"metadata": {"labels": labels}, "status": status}, 0.0)
+    return Seen("Pod", "neva", {"metadata": {"labels": labels}, "status": status}, 0.0)
 
 
 def resource(**conditions: str) -> Seen:
     listed = [{"type": kind, "status": status} for kind, status in conditions.items()]
-    return Seen("MultimodalDeployment", {"status": {"conditions": listed}}, 0.0)
+    return Seen("MultimodalDeployment", "neva", {"status": {"conditions": listed}}, 0.0)
 
 
 @pytest.mark.parametrize(
     ("seen", "moments"),
     [
-        (Seen("MultimodalDeployment", {}, 0.0), []),
+        (Seen("MultimodalDeployment", "neva", {}, 0.0), []),
         (resource(Accepted="False"), []),
         (resource(Accepted="True", EngineBuilt="False"), [Moment.ACCEPTED]),
         (resource(Accepted="True", EngineBuilt="True"), [Moment.ACCEPTED, Moment.ENGINE_PUBLISHED]),
@@ -38,7 +38,7 @@ def resource(**conditions: str) -> Seen:
         (pod("build", RUNNING, ready=True), [Moment.BUILD_STARTED]),
         (pod("serving", RUNNING), [Moment.SERVER_STARTED]),
         (pod("serving", RUNNING, ready=True), [Moment.SERVER_STARTED, Moment.POD_READY]),
-        (Seen(ANSWER, {"text": "a red square"}, 0.0), [Moment.FIRST_ANSWER]),
+        (Seen(ANSWER, "neva", {"text": "a red square"}, 0.0), [Moment.FIRST_ANSWER]),
     ],
 )
 def test_an_object_tells_of_what_lies_behind_it(seen: Seen, moments: list[Moment]) -> None:
@@ -50,6 +50,7 @@ def test_a_moment_is_when_it_was_first_seen() -> None:
     assert timeline.see(Moment.ACCEPTED, 101.0)
     assert not timeline.see(Moment.ACCEPTED, 105.0)
     assert timeline.seconds() == {Moment.APPLIED: 0.0, Moment.ACCEPTED: 1.0}
+    assert timeline.last == 1.0
 
 
 def test_steps_add_up_to_the_whole() -> None:

@@ -1,0 +1,115 @@
+"""Clients that ask a question again and again, in every way there is, until standard input ends; then what happened.
+
+It runs in a pod. The first line of standard input is JSON as `asking` has it, with one question; it says "asking" when
+every client has had an answer, and at the end, by way, how many answers there were and what else came instead.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from multimodal_api import wire
+from multimodal_api.families import Family
+from support import asking
+
+PAUSE_SECONDS: Final = 0.1
+FOREVER: Final = float("inf")
+
+
+@dataclass
+class Way:
+    """One client.
+
+    Attributes:
+        connect: gives what asks once, over a connection that is closed at the end.
+        seconds: how long a connection is kept.
+        said: answers, each with how often it came.
+        failures: everything else.
+    """
+
+    connect: Callable[[], Iterator[Callable[[], str]]]
+    seconds: float
+    said: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def run(self, begun: threading.Barrier, stop: threading.Event) -> None:
+        """Ask until it is enough."""
+        first = True
+        while not stop.is_set():
+            ends = time.monotonic() + self.seconds
+            with contextmanager(self.connect)() as ask:
+                while not stop.is_set():
+                    self._once(ask)
+                    if first:
+                        begun.wait()
+                        first = False
+                    time.sleep(PAUSE_SECONDS)
+                    if time.monotonic() >= ends:
+                        break
+
+    def _once(self, ask: Callable[[], str]) -> None:
+        try:
+            text = ask()
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is counted
+            self.failures.append(f"{time.strftime('%X')} {type(error).__name__}: {error}"[:300])
+        else:
+            self.said[text] = self.said.get(text, 0) + 1
+
+
+def ways(server: asking.Server, question: asking.Question) -> dict[str, Way]:
+    """Every port, with connections for one question and with such as are kept."""
+
+    def http(call: asking.Call) -> Callable[[], Iterator[Callable[[], str]]]:
+        def connect() -> Iterator[Callable[[], str]]:
+            with closing(asking.connect(server, call)) as connection:
+                yield lambda: asking.send(connection, call)
+
+        return connect
+
+    def grpc() -> Iterator[Callable[[], str]]:
+        with asking.grpc_client(server) as client:
+            yield lambda: asking.over_grpc(client, server, question)
+
+    triton = http(asking.triton_call(server, question))
+    whole = http(asking.openai_call(server, question))
+    stream = http(asking.openai_call(server, question, stream=True))
+    return {
+        "Triton HTTP": Way(triton, 0),
+        # Triton never says that a connection should end: a client must think of it.
+        "Triton HTTP, kept": Way(triton, wire.GRPC_CONNECTION_SECONDS),
+        "gRPC": Way(grpc, 0),
+        "gRPC, kept": Way(grpc, FOREVER),
+        "OpenAI": Way(whole, 0),
+        "OpenAI, kept": Way(whole, FOREVER),
+        "OpenAI stream, kept": Way(stream, FOREVER),
+    }
+
+
+def main() -> None:
+    """Run in a pod."""
+    told = json.loads(sys.stdin.readline())
+    question = asking.Question(told["text"], base64.b64decode(told["medium"]), told["kind"])
+    clients = ways(asking.Server(told["host"], told["model"], Family(told["family"])), question)
+    begun, stop = threading.Barrier(len(clients) + 1), threading.Event()
+    threads = [threading.Thread(target=way.run, args=(begun, stop), daemon=True) for way in clients.values()]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    print("asking", flush=True)  # noqa: T201 -- it is a program
+    sys.stdin.read()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    json.dump({name: {"said": way.said, "failures": way.failures} for name, way in clients.items()}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
