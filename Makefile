@@ -17,7 +17,7 @@ cluster-down: ## take it down and leave nothing behind
 	$(PYTHON) cluster down
 
 .PHONY: demo
-demo: venv images ## from kubectl apply to answers about pictures, on a real cluster; writes out/demo.html
+demo: venv images ## from kubectl apply to the answers of all six families, on a real cluster; writes out/demo.html
 	$(VENV)/bin/python demo
 
 .PHONY: venv
@@ -51,7 +51,7 @@ lint: venv ## format, lint, types, layers, and that generated files are current
 
 .PHONY: test-unit
 test-unit: venv ## the fast tests: no torch model, no Triton, no cluster
-	$(VENV)/bin/pytest --numprocesses auto -m "not (parity or triton or cluster or train or fuzz)"
+	$(VENV)/bin/pytest --numprocesses auto -m "not (parity or triton or cluster or train or fuzz or soak)"
 
 # The images come first: they bring the cluster and with it Helm, which tests of the chart ask for.
 .PHONY: test
@@ -70,6 +70,10 @@ test-cluster: images venv ## the whole product on a real Kubernetes
 .PHONY: retrain-check
 retrain-check: venv ## train the tiny models again and see that they come out as good (minutes)
 	$(VENV)/bin/pytest -m train
+
+.PHONY: soak
+soak: venv ## half an hour of mixed load on servers of all six families (MINUTES=30)
+	$(VENV)/bin/pytest -m soak tests/soak --minutes $(or $(MINUTES),30)
 
 .PHONY: bench
 bench: venv images ## measure: apply to first answer, the operator beside a bare handler, the server beside its engine, a batch beside single requests, conversion beside cp

@@ -92,10 +92,15 @@ def triton_inputs(library: Any, given: dict[str, np.ndarray[Any, Any]]) -> list[
 
 
 def triton_call(server: Server, question: Question) -> Call:
-    """A question to Triton's HTTP port, in the bytes of its own client library."""
+    """A question to Triton's HTTP port."""
+    return tensor_call(server, tensors(server, question))
+
+
+def tensor_call(server: Server, given: dict[str, np.ndarray[Any, Any]]) -> Call:
+    """Tensors to Triton's HTTP port, in the bytes of its own client library."""
     library = tritonclient.http
     body, header = library.InferenceServerClient.generate_request_body(
-        triton_inputs(library, tensors(server, question)),
+        triton_inputs(library, given),
         outputs=[library.InferRequestedOutput(wire.OUTPUTS.name, binary_data=True)],
     )
 
