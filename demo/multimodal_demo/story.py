@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from queue import Queue
 
-    from multimodal_api.families import Family
     from multimodal_cluster.tools import Tools
 
     Say = Callable[[float, str, str], None]
@@ -89,7 +88,7 @@ def tell(tools: Tools, shows: Sequence[Show], *, say: Say, show: Callable[[Answe
             # It waits in the pod, as any client would that came too early.
             asking = stack.enter_context(tools.lines(*_asking(each.questions()[0], wait=FIRST_ANSWER_S)))
             threading.Thread(target=_hear, args=(each.family, asking, changes), daemon=True).start()
-        stories = {each.family: Story(each, Timeline(began)) for each in shows}
+        stories: dict[str, Story] = {each.family: Story(each, Timeline(began)) for each in shows}
         _follow(stories, changes, began, say)
     for story in stories.values():
         show(story.answers[0])
@@ -114,7 +113,7 @@ def _hear(family: str, lines: Iterator[str], changes: Queue[Seen]) -> None:
     changes.put(Seen(ANSWER, family, {"text": "".join(lines).strip()}, time.monotonic()))
 
 
-def _follow(stories: dict[Family, Story], changes: Queue[Seen], began: float, say: Say) -> None:
+def _follow(stories: dict[str, Story], changes: Queue[Seen], began: float, say: Say) -> None:
     """Tell what changes until every family has answered and says that it is ready.
 
     Raises:

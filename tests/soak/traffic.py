@@ -169,9 +169,9 @@ def _large_picture() -> bytes:
 
 
 class User(threading.Thread):
-    """Sends one request after the other, to whichever server, until it is told to stop."""
+    """Sends one request after the other to one server until it is told to stop."""
 
-    def __init__(self, served: list[Served], seed: int, note: Callable[[str, End, float, str], None]) -> None:
+    def __init__(self, served: Served, seed: int, note: Callable[[str, End, float, str], None]) -> None:
         """Prepare.
 
         Args:
@@ -190,13 +190,12 @@ class User(threading.Thread):
         doings, weights = zip(*DOINGS.items(), strict=True)
         while not self.stop.is_set():
             (do,) = self._chance.choices(doings, weights)
-            served = self._chance.choice(self._served)
             begun = time.monotonic()
             try:
-                name, end, said = do(self, served)
+                name, end, said = do(self, self._served)
             except Exception as error:  # noqa: BLE001 -- whatever it is, it is counted
                 name, end, said = do.__name__, End.FAILED, f"{type(error).__name__}: {error}"
-            self._note(f"{served.family}: {name}", end, time.monotonic() - begun, said)
+            self._note(f"{self._served.family}: {name}", end, time.monotonic() - begun, said)
 
     def ask(self, served: Served) -> tuple[str, End, str]:
         """A question, whose answer is known."""
