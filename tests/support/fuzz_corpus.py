@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
@@ -22,8 +24,10 @@ from multimodal_builder.checkpoints.ckpt import CkptSource
 from multimodal_builder.checkpoints.config import LanguageConfig
 from multimodal_builder.checkpoints.huggingface import SafetensorsSource
 from multimodal_builder.checkpoints.nemo import open_checkpoint
+from multimodal_builder.checkpoints.peft import open_peft
 from multimodal_builder.checkpoints.window import ByteFile
 from multimodal_builder.inspection import inspect
+from multimodal_builder.lora import Adapters, merge_adapters
 from support import forms
 from support.archives import CKPT, CLASSIC, CLIP, CONFIG, Archive
 from support.states import State, saved
@@ -82,8 +86,23 @@ def small_archive() -> Archive:
         "data": {"list": [1, 2.5, None, True, "text"]},
     }
     archive = Archive({CONFIG: yaml.safe_dump(config).encode(), "tokenizer.model": b"pieces"})
-    archive.members[CKPT] = saved(small_state() | {"x._extra_state": None})
+    views = {"turned": torch.randn(8, 16).t(), "repeated": torch.randn(4).expand(6, 4)}
+    archive.members[CKPT] = saved(small_state() | views | adapters(FUSED) | {"x._extra_state": None})
     return archive
+
+
+FUSED: Final = "self_attention.adapter_layer.lora_kqv_adapter"
+SECOND: Final = "self_attention.linear_qkv.adapter"
+
+
+def adapters(name: str) -> State:
+    """LoRA of the attention's input, by NeMo 1's name or NeMo 2's."""
+    chance = torch.Generator().manual_seed(1)
+    return {
+        f"{PLACE}{layer}.{name}.linear_{side}.weight": torch.randn(shape, generator=chance)
+        for layer in range(2)
+        for side, shape in (("in", (2, 8)), ("out", (16, 2)))
+    }
 
 
 def distributed_archive(scratch: Path) -> Archive:
@@ -100,9 +119,26 @@ def distributed_archive(scratch: Path) -> Archive:
 
 def nemo2_archive() -> Archive:
     """NeMo 2's, with zarr weights."""
-    named = {name.replace("model.", "module.", 1): tensor for name, tensor in forms.stacked(small_state()).items()}
+    stacked = forms.stacked(small_state() | adapters(SECOND))
+    named = {name.replace("model.", "module.", 1): tensor for name, tensor in stacked.items()}
     config = forms.LANGUAGE | {"hidden_size": 8, "num_attention_heads": 2, "num_query_groups": 1}
-    return forms.as_nemo2(Archive({"tokenizer.model": b"pieces"}), named, config)
+    return forms.as_nemo2(Archive({"tokenizer.model": b"pieces"}), named, config, {"dim": 2, "alpha": 4})
+
+
+def peft_folder() -> Archive:
+    """An adapter of peft's."""
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {r"layers.\d+.self_attn.q_proj": 8}}
+    state = {
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{side}.weight": torch.ones(shape)
+        for layer in range(2)
+        for side, shape in (("A", (2, 8)), ("B", (8, 2)))
+    }
+    return Archive(
+        {
+            "adapter_config.json": json.dumps(config).encode(),
+            "adapter_model.safetensors": save_safetensors(state),
+        }
+    )
 
 
 def read_source(source: TensorSource) -> None:
@@ -112,8 +148,14 @@ def read_source(source: TensorSource) -> None:
 
 def read_checkpoint(path: Path) -> None:
     with open_checkpoint(path, LanguageConfig) as checkpoint:
-        read_source(checkpoint.tensors)
+        found = Adapters(checkpoint.at, checkpoint.tensors, checkpoint.config.lora)
+        read_source(merge_adapters(checkpoint.tensors, [found], checkpoint.config))
         checkpoint.artifact("tokenizer.model", checkpoint.config.tokenizer.model)
+
+
+def read_peft(path: Path) -> None:
+    with ExitStack() as opened:
+        read_source(open_peft(path, opened).tensors)
 
 
 def _read_file(path: Path, source: Callable[..., TensorSource]) -> None:
@@ -195,6 +237,9 @@ def targets(scratch: Path) -> dict[str, Target]:
     ):
         write = _write_member(archive, member)
         found[name] = Target(name, archive.members[member], others, write, read_checkpoint)
+    peft = peft_folder()
+    for member in peft.members:
+        found[member] = Target(member, peft.members[member], others, _write_member(peft, member), read_peft)
     pickled = forms.pickle_of(classic.members[CKPT])
     found["data.pkl"] = Target(
         "data.pkl",
@@ -211,7 +256,7 @@ def targets(scratch: Path) -> dict[str, Target]:
 NAMES: Final = (
     *("ckpt archive", "torch_dist archive", "zarr archive", "ranks archive", "nemo 2 archive", "gzip archive"),
     *("safetensors", "ckpt", "data.pkl", "model_config.yaml", "context/model.yaml", ".metadata", ".distcp"),
-    *("metadata.json", ".zarray", "a rank", "conversion"),
+    *("metadata.json", ".zarray", "a rank", "adapter_config.json", "adapter_model.safetensors", "conversion"),
 )
 SLOW: Final = "conversion"
 """Reads a whole model, and writes one."""

@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 from multimodal_builder.checkpoints import restricted_pickle
 from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.errors import shown, unreadable, unsafe
+from multimodal_builder.checkpoints.strided import (
+    MOST_EXPANDED,
+    PIECE_BYTES,
+    gather,
+    is_contiguous,
+    shares_values,
+    span,
+)
 from multimodal_builder.checkpoints.tensors import CARRIERS, MAX_LENGTH, Array, TensorInfo, raw
 from multimodal_builder.checkpoints.window import WindowReader
 
@@ -54,7 +62,9 @@ _LOCAL_HEADER: Final = Struct("<4s22xHH")  # signature; lengths of the name and 
 
 
 @dataclass(frozen=True, slots=True)
-class _Storage:
+class Storage:
+    """A tensor's values, or those of several: a member of the zip."""
+
     dtype: str
     key: str
     elements: int
@@ -64,7 +74,7 @@ class _Storage:
 class StoredTensor:
     """A tensor's description in the pickle; its values lie in a member of the zip."""
 
-    storage: _Storage
+    storage: Storage
     offset: int
     """Of the first value in the storage, in values."""
     shape: tuple[int, ...]
@@ -76,41 +86,42 @@ class StoredTensor:
         """Type and shape."""
         return TensorInfo(self.storage.dtype, self.shape)
 
+    @property
+    def contiguous(self) -> bool:
+        """Whether its values lie one behind the other."""
+        return prod(self.shape) == 0 or is_contiguous(self.shape, self.strides)
+
     def check(self, at: str) -> None:
-        """Require that all values lie inside the storage, in the order of a contiguous tensor.
+        """Require that all values lie inside the storage, and that they are not many more than it holds.
 
         Raises:
-            ProductError: they do not.
+            ProductError: they do not, or are.
         """
-        sizes = (self.offset, *self.shape)
+        sizes = (self.offset, *self.shape, *self.strides)
         if any(not isinstance(size, int) or not 0 <= size <= MAX_LENGTH for size in sizes):
-            raise unreadable(at, f"offset {shown(self.offset)} and shape {shown(self.shape)} are no offset and shape")
-        if prod(self.shape) + self.offset > self.storage.elements:
+            raise unreadable(
+                at, f"offset {shown(self.offset)}, shape {shown(self.shape)}, strides {shown(self.strides)} are none"
+            )
+        if len(self.strides) != len(self.shape):
+            raise unreadable(at, f"strides {self.strides} for shape {self.shape}")
+        if self.offset + span(self.shape, self.strides) > self.storage.elements:
             raise unreadable(
                 at, f"shape {self.shape} at {self.offset} exceeds its {self.storage.elements} stored values"
             )
-        if prod(self.shape) and self.strides != _contiguous(self.shape, self.strides):
+        if shares_values(self.shape, self.strides) and not self._is_small():
             raise unreadable(
-                at, f"strides {shown(self.strides)} of shape {self.shape} are not contiguous", "save it contiguous"
+                at, f"shape {self.shape} with strides {self.strides} repeats stored values", "save it contiguous"
             )
 
-
-def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    """Give the strides of a contiguous tensor; an axis of length 1 may have any."""
-    if len(strides) != len(shape):
-        return ()
-    wanted: list[int] = []
-    step = 1
-    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
-        wanted.append(step if length != 1 else stride)
-        step *= length
-    return tuple(reversed(wanted))
+    def _is_small(self) -> bool:
+        held = span(self.shape, self.strides) * CARRIERS[self.storage.dtype].itemsize
+        return held <= PIECE_BYTES and prod(self.shape) <= MOST_EXPANDED
 
 
 def _rebuild_tensor(
     storage: object, offset: object, shape: object, strides: object, *_rest: object
 ) -> StoredTensor:  # what else torch passes concerns training
-    if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise pickle.UnpicklingError("a tensor without storage, shape or strides")
     return StoredTensor(storage, cast("int", offset), shape, strides)
 
@@ -193,9 +204,14 @@ class TorchZip:
         member = self._member(f"data/{tensor.storage.key}")
         if member.size < tensor.storage.elements * size:
             raise unreadable(at, f"{member.size} bytes stored, {tensor.storage.elements * size} announced")
-        if rows.size:
-            start = tensor.offset + first * prod(tensor.shape[1:])
-            member.part(start * size, rows.nbytes, at).read_into(raw(rows))
+
+        def read(buffer: memoryview, start: int) -> None:
+            member.part(start * size, buffer.nbytes, at).read_into(buffer)
+
+        if not tensor.contiguous:
+            gather(rows, tensor.strides, tensor.offset + first * tensor.strides[0], read)
+        elif rows.size:
+            read(raw(rows), tensor.offset + first * prod(tensor.shape[1:]))
 
     def position(self, tensor: StoredTensor) -> int:
         """Give a number that grows with the place of the values in the file."""
@@ -218,11 +234,11 @@ class TorchZip:
         return self._window.part(start, entry.file_size, at)
 
 
-def _storage(pid: object) -> _Storage:
+def _storage(pid: object) -> Storage:
     """Read torch's persistent id: ("storage", type, key, device, number of values)."""
     match pid:
         case ("storage", str() as dtype, str() as key, _, int() as elements) if (
             dtype in CARRIERS and 0 <= elements <= MAX_LENGTH
         ):
-            return _Storage(dtype, key, elements)
+            return Storage(dtype, key, elements)
     raise pickle.UnpicklingError(f"a persistent id that is no storage: {shown(pid)}")

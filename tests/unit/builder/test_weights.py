@@ -29,11 +29,13 @@ from multimodal_api.engine import Dtype
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_builder.casts import STORED, cast
+from multimodal_builder.checkpoints import strided as strided_values
 from multimodal_builder.checkpoints.ckpt import CkptSource
 from multimodal_builder.checkpoints.distributed import open_distributed
 from multimodal_builder.checkpoints.huggingface import SafetensorsSource
 from multimodal_builder.checkpoints.members import DirectoryMembers
 from multimodal_builder.checkpoints.tensors import TensorInfo, TensorSource
+from multimodal_builder.checkpoints.torch_zip import Storage, StoredTensor, TorchZip
 from multimodal_builder.checkpoints.window import ByteFile, Window
 from multimodal_builder.files import FileLog
 from multimodal_builder.safetensors_writer import write_weights
@@ -68,7 +70,8 @@ def same(source: TensorSource, wanted: dict[str, torch.Tensor]) -> None:
     for name, tensor in wanted.items():
         found = source.read(name)
         assert found.shape == tuple(tensor.shape)
-        assert found.tobytes() == tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else True
+        plain = tensor.clone(memory_format=torch.contiguous_format)
+        assert found.tobytes() == plain.view(torch.uint8).numpy().tobytes() if tensor.dim() else True
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -84,6 +87,76 @@ def test_a_ckpt_is_read_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     same(CkptSource(window(tmp_path / "x.ckpt", saved(state))), state)
 
 
+VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "turned": lambda whole: whole[0].t(),
+    "turned three axes": lambda whole: whole.permute(2, 0, 1),
+    "columns": lambda whole: whole[:, :, 2:4],
+    "turned columns": lambda whole: whole[1, 1:, 1:3].t(),
+    "every other": lambda whole: whole[::2, 1::3, ::2],
+    "one column": lambda whole: whole[0, :, 3],
+    "an axis of one": lambda whole: whole[:, 1:2, :].transpose(0, 1),
+    "expanded": lambda whole: whole[0, 0].expand(6, 5),
+    "one value everywhere": lambda whole: whole[1, 2, 3].expand(7, 2),
+    "windows that overlap": lambda whole: whole.reshape(-1).unfold(0, 6, 4),
+    "turned, none": lambda whole: whole[0, :0].t(),
+}
+
+
+@pytest.mark.parametrize("piece", [strided_values.PIECE_BYTES, 64, 16, 1], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_values_that_do_not_lie_one_behind_the_other_are_read_as_torch_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, piece: int
+) -> None:
+    whole = torch.randn(4, 7, 5).to(dtype)
+    views = {name: view(whole) for name, view in VIEWS.items()}
+    assert not any(
+        view.is_contiguous() for name, view in views.items() if name not in {"an axis of one", "turned, none"}
+    )
+    data = saved(views)
+    source = CkptSource(window(tmp_path / "x.ckpt", data))  # what repeats values is measured by the true piece
+    monkeypatch.setattr(strided_values, "PIECE_BYTES", piece)
+    same(source, torch.load(io.BytesIO(data)))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    strides=st.lists(st.integers(0, 12), min_size=4, max_size=4),
+    offset=st.integers(0, 3),
+    rows=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+)
+def test_any_strides_and_rows_are_those_of_torch(
+    tmp_path: Path, shape: list[int], strides: list[int], offset: int, rows: tuple[int, int]
+) -> None:
+    view = torch.arange(400.0).as_strided(shape, strides[: len(shape)], offset)
+    archive = TorchZip(window(tmp_path / "x.ckpt", saved({"w": view})))
+    loaded = archive.load()
+    assert isinstance(loaded, dict)
+    first, last = sorted(min(row, shape[0]) for row in rows)
+    found = np.empty((last - first, *shape[1:]), np.float32)
+    archive.read_rows(loaded["w"], found, first, "w")
+    assert np.array_equal(found, view[first:last].numpy())
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides", "says"),
+    [
+        (0, (4, 4), (1, 5), "exceeds its 16 stored values"),
+        (1, (4, 4), (1, 4), "exceeds its 16 stored values"),
+        (3, (4, 4), (-1, 4), "are none"),
+        (0, (4, 4), (2**60, 1), "are none"),
+        (0, (4, 4), (4,), "for shape"),
+        (0, (2**26,), (0,), "repeats stored values"),
+        (0, (2**24, 2**24), (0, 1), "exceeds its 16 stored values"),
+    ],
+)
+def test_strides_that_leave_the_storage_or_multiply_it_are_refused(
+    offset: int, shape: tuple[int, ...], strides: tuple[int, ...], says: str
+) -> None:
+    with pytest.raises(ProductError, match=says):
+        StoredTensor(Storage("F32", "0", 16), offset, shape, strides).check("x.ckpt: w")
+
+
 def test_entries_that_are_no_tensors_have_no_part(tmp_path: Path) -> None:
     state = {"w": torch.ones(2), "_extra_state": io.BytesIO(b"anything"), "none": None, "nested": {"n": 1}}
     assert list(CkptSource(window(tmp_path / "x.ckpt", saved(state))).infos()) == ["w"]
@@ -93,7 +166,7 @@ def test_entries_that_are_no_tensors_have_no_part(tmp_path: Path) -> None:
     ("data", "says"),
     [
         (lambda: saved({"w": torch.ones(2)}, _use_new_zipfile_serialization=False), "before 1.6"),
-        (lambda: saved({"w": torch.ones(4, 4).t()}), "not contiguous"),
+        (lambda: saved({"w": torch.ones(1).expand(2**30)}), "repeats stored values"),
         (lambda: saved([torch.ones(2)]), "no dictionary"),
         (lambda: b"not a zip", "neither a zip"),
         (lambda: saved({"w": torch.ones(2)})[:-30], "damaged or truncated"),
