@@ -122,7 +122,7 @@ class Triton:
         """
         pytriton.triton.Model = _Model
         # `publish` waits for the engine, which takes longer than PyTriton waits for a model.
-        pytriton.models.manager.ModelClient = partial(ModelClient, init_timeout_s=load_seconds)
+        pytriton.models.manager.ModelClient = partial(ModelClient, inference_timeout_s=load_seconds)
         # Its record of a refused request is a stack trace; ours is one line.
         logging.getLogger("pytriton.proxy.inference").setLevel(logging.CRITICAL)
         self._addresses = addresses
