@@ -123,12 +123,29 @@ def _nemo(checkpoint: Checkpoint[ModelConfig], opened: ExitStack) -> Tower:
     _check_crop(checkpoint, config)
     _check_layer(checkpoint)
     trained = _trained(checkpoint)
+    legacy = clip.config.vision.megatron_legacy
+    _check_ranks(checkpoint, legacy=legacy and bool(trained))
     before = ARCHIVE_PREFIX if trained else nemo_clip.ARCHIVE_PREFIX
     base = checkpoint.tensors if trained else clip.tensors
     source = nemo_clip.FoldedSource(base, trained or base.infos(), before=before, class_tokens=config.class_tokens)
-    rules = nemo_clip.nemo1_rules(config, before=before, legacy=clip.config.vision.megatron_legacy)
+    rules = nemo_clip.nemo1_rules(config, before=before, legacy=legacy)
     preprocessing = nemo_preprocessing(config, checkpoint.config.data.image_aspect_ratio)
     return Tower(config, preprocessing, source, source.infos(), rules, bool(trained), opened.pop_all())
+
+
+def _check_ranks(checkpoint: Checkpoint[ModelConfig], *, legacy: bool) -> None:
+    """Require that one rank trained a tower whose queries, keys and values lie apart.
+
+    Raises:
+        ProductError: several did; their slices were put together before the tower's configuration was known.
+    """
+    ranks = checkpoint.config.tensor_model_parallel_size
+    if legacy and ranks > 1:
+        raise config_error(
+            f"{checkpoint.config_at}: tensor_model_parallel_size",
+            f"is {ranks}, and the trained tower's attention has megatron_legacy true",
+            "save the checkpoint with tensor_model_parallel_size 1",
+        )
 
 
 def _megatron(checkpoint: Checkpoint[ModelConfig], section: ClipSection) -> Tower:

@@ -71,6 +71,23 @@ def test_nemos_own_clip_is_transformers(tmp_path: Path, case: Case, *, legacy: b
     assert difference(found, reference(case, tower, state, pixels)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("trained", [True, False], ids=["in the checkpoint", "beside it"])
+@pytest.mark.parametrize("legacy", [True, False], ids=["one behind the other", "head by head"])
+def test_a_clip_of_several_ranks_is_the_same(tmp_path: Path, *, legacy: bool, trained: bool) -> None:
+    case = Case(CLIP, trained=trained)
+    tower, state = towers.make_clip(case.image_size), projector_state(case.projector)
+    path = write_nemo(tmp_path, case, tower, state, legacy=legacy)
+    cut, at = (path, tmp_path) if trained else (tmp_path / "clip.nemo", tmp_path)
+    archive = Archive.read(cut)
+    forms.as_ranks(archive, state_of(archive), tensor=2, pipeline=1, layers=2, thirds=legacy).write(at, cut.name)
+    if legacy and trained:
+        assert main(["inspect", str(path)]) == ExitCode.REFUSED
+        return
+    recipe = convert(path, tmp_path / "out")
+    pixels = pixels_for(case)
+    assert difference(encode(tmp_path / "out", recipe, pixels), reference(case, tower, state, pixels)) <= TOLERANCE
+
+
 def write_megatron(folder: Path, case: Case, tower: CLIPVisionModel, state: dict[str, Tensor], **options: Any) -> Path:
     """A NeMo 2 checkpoint around Megatron-core's CLIP; `options` change its configuration, or are `last_norm`."""
     archive = Archive.read(write(folder, case, tower, state))

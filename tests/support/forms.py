@@ -26,11 +26,13 @@ FAN_OUT: Final = (
     *("word_embeddings.weight", "output_layer.weight", "linear_qkv.weight", "linear_qkv.bias"),
     # NeMo's adapters: the inner layer of those that fan out is cut by rank, the outer one always by its outputs.
     *("lora_kqv_adapter.linear_in.weight", "lora_hto4h_adapter.linear_in.weight", "linear_out.weight"),
+    # NeMo's own CLIP.
+    *(f"{layer}.{kind}" for layer in ("query_key_value", "dense_h_to_4h") for kind in ("weight", "bias")),
     *(f".{part}_adapter.linear_in.weight" for part in ("q", "k", "v", "gate", "up")),
 )
 """Ends of names of tensors whose rows the ranks share."""
 FAN_IN: Final = (
-    *("linear_proj.weight", "linear_fc2.weight"),
+    *("linear_proj.weight", "linear_fc2.weight", "self_attention.dense.weight", "dense_4h_to_h.weight"),
     *("lora_dense_attention_adapter.linear_in.weight", "lora_4htoh_adapter.linear_in.weight"),
 )
 """Ends of names of tensors whose columns they share."""
@@ -38,8 +40,10 @@ GATED: Final = ("linear_fc1.weight", "linear_fc1.bias", "lora_hto4h_adapter.line
 """Each rank holds its part of the gate, then its part of the other half."""
 
 
-def slice_of(name: str, tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
-    """What one tensor-parallel rank holds of a tensor."""
+def slice_of(name: str, tensor: torch.Tensor, rank: int, ranks: int, *, thirds: bool = False) -> torch.Tensor:
+    """What one tensor-parallel rank holds of a tensor; `thirds`: the attention's queries, keys and values lie apart."""
+    if thirds and ".query_key_value." in name:
+        return torch.cat([part.chunk(ranks)[rank] for part in tensor.chunk(3)])
     if name.endswith(GATED):
         gate, up = tensor.chunk(2)
         return torch.cat([gate.chunk(ranks)[rank], up.chunk(ranks)[rank]])
@@ -64,13 +68,15 @@ def stage_of(state: State, stage: int, stages: int, layers: int) -> State:
     return held
 
 
-def as_ranks(archive: Archive, state: State, *, tensor: int, pipeline: int, layers: int) -> Archive:
+def as_ranks(
+    archive: Archive, state: State, *, tensor: int, pipeline: int, layers: int, thirds: bool = False
+) -> Archive:
     """Replace the weights by one file per rank."""
     del archive.members[CKPT]
     for stage in range(pipeline):
         held = stage_of(state, stage, pipeline, layers)
         for rank in range(tensor):
-            part = {name: slice_of(name, value, rank, tensor) for name, value in held.items()}
+            part = {name: slice_of(name, value, rank, tensor, thirds=thirds) for name, value in held.items()}
             folder = f"tp_rank_{rank:02d}_pp_rank_{stage:03d}" if pipeline > 1 else f"mp_rank_{rank:02d}"
             archive.members[f"{folder}/model_weights.ckpt"] = saved(part)
     archive.set_config("tensor_model_parallel_size", tensor)

@@ -56,10 +56,37 @@ class ClipSection(Section):
     """Whether the fused attention input has all queries, then all keys, then all values."""
 
 
-class ClipModelConfig(Section):
+class ParallelConfig(Section):
+    """How a model was trained by several ranks, and what decides how their slices are put together."""
+
+    tensor_model_parallel_size: Count = 1
+    pipeline_model_parallel_size: Count = 1
+
+    @property
+    def tied(self) -> bool:
+        """Whether a head is the embedding."""
+        return False
+
+    @property
+    def gated(self) -> bool:
+        """Whether the first layer of each feed-forward block has a gate."""
+        return False
+
+    @property
+    def kinds_apart(self) -> bool:
+        """Whether a fused attention input has all queries, then all keys, then all values."""
+        return False
+
+
+class ClipModelConfig(ParallelConfig):
     """The configuration of a whole CLIP, as far as NeVA reads it."""
 
     vision: ClipSection
+
+    @property
+    def kinds_apart(self) -> bool:
+        """Whether a fused attention input has all queries, then all keys, then all values."""
+        return self.vision.megatron_legacy
 
 
 class VisionSection(Section):
@@ -173,7 +200,7 @@ class TunedConfig(Section):
         return (self.peft and self.peft.lora_tuning) or LoraSection()
 
 
-class LanguageConfig(TunedConfig):
+class LanguageConfig(TunedConfig, ParallelConfig):
     """NeMo's `model` section, as far as it describes a language model; field names and defaults are NeMo's."""
 
     num_layers: Count
@@ -218,10 +245,12 @@ class LanguageConfig(TunedConfig):
     moe_router_pre_softmax: bool = False
     """Whether the weights of the chosen experts come from a softmax over all, so that they do not sum to one."""
     mcore_customization_config: CustomizationSection = CustomizationSection()
-    tensor_model_parallel_size: Count = 1
-    """How it was trained, as the next."""
-    pipeline_model_parallel_size: Count = 1
     tokenizer: TokenizerSection
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return self.share_embeddings_and_output_weights
 
     @property
     def groups(self) -> int:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 from multimodal_builder.checkpoints import nemo2
 from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
 from multimodal_builder.checkpoints.ckpt import CkptSource
-from multimodal_builder.checkpoints.config import CONFIG_NAME, LanguageConfig, ModelConfig, check_config
+from multimodal_builder.checkpoints.config import (
+    CONFIG_NAME,
+    LanguageConfig,
+    ModelConfig,
+    ParallelConfig,
+    check_config,
+)
 from multimodal_builder.checkpoints.distributed import open_distributed
 from multimodal_builder.checkpoints.errors import not_found, unreadable
 from multimodal_builder.checkpoints.members import DirectoryMembers, Members
@@ -138,14 +144,14 @@ def _read_settings(members: Members) -> tuple[str, dict[str, Any]]:
 
 
 def _open_stored(members: Members, config: BaseModel) -> TensorSource:
-    """Open the weights; without a language model's configuration, ranks cannot be merged."""
+    """Open the weights; without a configuration that says how it was trained, ranks cannot be merged."""
     names = members.names()
     for folder in (DISTRIBUTED_FOLDER, nemo2.WEIGHTS_FOLDER):
         if any(name.startswith(f"{folder}/") for name in names):
             return open_distributed(members, folder)
     if CKPT_NAME in names:
         return CkptSource(members.open(CKPT_NAME))
-    if isinstance(config, LanguageConfig) and any(map(RANK_FILE.fullmatch, names)):
+    if isinstance(config, ParallelConfig) and any(map(RANK_FILE.fullmatch, names)):
         return RankedSource(members, config)
     folders = f"{DISTRIBUTED_FOLDER}/, {nemo2.WEIGHTS_FOLDER}/"
     raise unreadable(members.at, f"no weights: neither {folders} nor {CKPT_NAME} is in it")

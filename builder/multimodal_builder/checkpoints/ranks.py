@@ -22,12 +22,14 @@ from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from multimodal_builder.checkpoints.config import LanguageConfig
+    from multimodal_builder.checkpoints.config import ParallelConfig
     from multimodal_builder.checkpoints.members import Members
     from multimodal_builder.checkpoints.tensors import Array, TensorSource
 
 ROWS: Final = 0
 COLUMNS: Final = 1
+
+_BACKBONE: Final = r"model\.(?:embedding\.word_embeddings\.)?vision_encoder\.backbone\.transformer\.layers\.\d+"
 
 SLICES: Final = tuple(
     (re.compile(pattern), axis)
@@ -37,6 +39,9 @@ SLICES: Final = tuple(
         (r"model\..*\.mlp\.(?:experts\.local_experts\.\d+\.)?linear_fc1\.(?:weight|bias)", ROWS),
         (r"model\..*\.self_attention\.linear_proj\.weight", COLUMNS),
         (r"model\..*\.mlp\.(?:experts\.local_experts\.\d+\.)?linear_fc2\.weight", COLUMNS),
+        # Layers of NeMo's own tower.
+        (rf"{_BACKBONE}\.(?:self_attention\.query_key_value|mlp\.dense_h_to_4h)\.(?:weight|bias)", ROWS),
+        (rf"{_BACKBONE}\.(?:self_attention\.dense|mlp\.dense_4h_to_h)\.weight", COLUMNS),
         # LoRA: A is cut as the layer's inputs are where these are cut, else by rank; B always has the layer's rows.
         (r"model\..*\.adapter_layer\.lora_(?:dense_attention|(?:moe_)?4htoh)_adapter\..*linear_in\.weight", COLUMNS),
         (r"model\..*\.adapter_layer\.lora_\w+_adapter\..*linear_(?:in|out)\.weight", ROWS),
@@ -49,6 +54,8 @@ _GATED: Final = re.compile(
     r"(?:linear_fc1\.(?:weight|bias)|lora_hto4h_adapter\.linear_out\.weight|lora_moe_hto4h_adapter\..*linear_out\.weight)"
 )
 """With a gated activation each rank has its slice of the gate's rows, then its slice of the linear ones."""
+_KINDS: Final = re.compile(rf"{_BACKBONE}\.self_attention\.query_key_value\.(?:weight|bias)")
+"""May have a slice of the queries, then one of the keys, then one of the values."""
 _COPIES: Final = re.compile(r"model\.decoder\..*")
 """Copies that Megatron keeps the same to the bit. Other modules are trained by each rank alone, and rank 0 counts."""
 _LAYER: Final = re.compile(r"(model\.decoder\.layers\.)(\d+)(\..*)")
@@ -70,14 +77,15 @@ class _Merged:
     """In the files; a pipeline stage numbers its layers from 0."""
     ranks: tuple[TensorSource, ...]
     axis: int | None
-    gated: bool
+    runs: int
+    """Parts of the whole tensor that each slice has a part of, one behind the other."""
     info: TensorInfo
 
 
 class RankedSource:
     """The weights of all ranks as one model's."""
 
-    def __init__(self, members: Members, config: LanguageConfig) -> None:
+    def __init__(self, members: Members, config: ParallelConfig) -> None:
         """Read the pickles of all ranks.
 
         Raises:
@@ -115,34 +123,38 @@ class RankedSource:
         if not others:
             return first
         parts = [first, *others]
-        if merged.gated:
-            halves = [half for part in parts for half in np.split(part, 2)]
-            parts = [*halves[::2], *halves[1::2]]
+        cut = [np.split(part, merged.runs) for part in parts]
+        parts = [of_rank[run] for run in range(merged.runs) for of_rank in cut]
         return np.concatenate(parts, axis=merged.axis, out=empty(info.shape, CARRIERS[info.dtype]))
 
     def _add(self, stored: str, name: str, ranks: tuple[TensorSource, ...]) -> None:
         if name in _STAGE_COPIES and name in self._tensors:
             return
-        if name in _TIED and self._config.share_embeddings_and_output_weights:
+        if name in _TIED and self._config.tied:
             return
         if name in self._tensors:
             raise unreadable(f"{self._at}: {name}", "two pipeline stages hold this tensor")
         axis = next((axis for pattern, axis in SLICES if pattern.fullmatch(name)), None)
-        gated = self._config.gated and _GATED.fullmatch(name) is not None
+        runs = self._runs(name)
         found = [rank.infos().get(stored) for rank in ranks]
         infos = [info for info in found if info is not None]
         if len(infos) != len(ranks):
             raise unreadable(f"{self._at}: {stored}", f"only {len(infos)} of {len(ranks)} ranks hold this tensor")
         if axis is None and _COPIES.fullmatch(name) is None:
             ranks = ranks[:1]
-        self._tensors[name] = _Merged(stored, ranks, axis, gated, self._whole(name, infos, axis, gated=gated))
+        self._tensors[name] = _Merged(stored, ranks, axis, runs, self._whole(name, infos, axis, runs))
 
-    def _whole(self, name: str, infos: list[TensorInfo], axis: int | None, *, gated: bool) -> TensorInfo:
+    def _runs(self, name: str) -> int:
+        if self._config.gated and _GATED.fullmatch(name):
+            return len(("gate", "up"))
+        return len("qkv") if self._config.kinds_apart and _KINDS.fullmatch(name) else 1
+
+    def _whole(self, name: str, infos: list[TensorInfo], axis: int | None, runs: int) -> TensorInfo:
         first = infos[0]
         fitting = all(info == first for info in infos) and len(first.shape) > (axis or 0)
         if axis is None and all(info == first for info in infos):
             return first
-        if axis is None or not fitting or (gated and first.shape[0] % 2):
+        if axis is None or not fitting or first.shape[0] % runs:
             shapes = ", ".join(str(list(info.shape)) for info in infos[:8])
             raise unreadable(f"{self._at}: {name}", f"its slices of shapes {shapes} do not fit together")
         shape = list(first.shape)
@@ -150,7 +162,7 @@ class RankedSource:
         return TensorInfo(first.dtype, tuple(shape))
 
 
-def _stages(members: Members, config: LanguageConfig) -> list[tuple[TensorSource, ...]]:
+def _stages(members: Members, config: ParallelConfig) -> list[tuple[TensorSource, ...]]:
     """Open the files, by pipeline stage and tensor-parallel rank."""
     files = dict(_rank_files(members))
     slices = sorted({tensor for _, tensor in files})
