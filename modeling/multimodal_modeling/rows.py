@@ -84,13 +84,11 @@ class Rows(Cache):
         grouped = query.reshape(rows, groups, heads // groups, size)  # the heads that share keys as if new positions
         seen = []
         with Threads() as threads:
-            for row, (begin, end) in enumerate(self.spans):
+            for one, (begin, end) in zip(grouped.chunk(rows), self.spans, strict=False):  # idle rows see nothing
                 first = begin if window is None else max(begin, end - window)
                 threads.share(elements=2 * (end - first) * groups * size, rows=heads // groups)
                 seen.append(
-                    scaled_dot_product_attention(
-                        grouped[row : row + 1], keys[:, :, first:end], values[:, :, first:end], scale=scaling
-                    )
+                    scaled_dot_product_attention(one, keys[:, :, first:end], values[:, :, first:end], scale=scaling)
                 )
         seen.append(grouped.new_zeros(rows - len(seen), groups, heads // groups, size))
         return torch.cat(seen).reshape(rows, 1, heads, size)

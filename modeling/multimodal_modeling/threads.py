@@ -9,8 +9,8 @@ import torch
 if TYPE_CHECKING:
     from types import TracebackType
 
-WORTH_WAKING: Final = 2**20
-"""Multiplications, some 30 µs of one core. Both of torch's own libraries share much smaller operations out: one row's
+WORTH_WAKING: Final = 2**21
+"""Multiplications, some 60 µs of one core. Both of torch's own libraries share much smaller operations out: one row's
 attention to 128 positions took 11 µs on one thread and 31 on two, 16 rows by a matrix of 96 by 256 14 and 40."""
 READING_ROWS: Final = 16
 """Reading a matrix takes about as long as multiplying so many rows with it: fewer rows are not less work."""

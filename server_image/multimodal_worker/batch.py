@@ -137,14 +137,14 @@ class Batch:
         for row, sequence in enumerate(sequences):
             if not finite[row]:
                 outcomes.append(self._end(sequence, NotFiniteError()))
-            elif sequence.chooser.takes_the_best:
-                outcomes += self._take(sequence, best[row], scores[row])
             else:
-                outcomes += self._take(sequence, sequence.chooser.choose(scores[row].cpu()), scores[row])
+                chooser = sequence.chooser
+                token = best[row] if chooser.takes_the_best else chooser.choose(scores[row].cpu())
+                outcomes += self._take(sequence, token, scores, row)
         return outcomes
 
-    def _take(self, sequence: Sequence, token: int, scores: Tensor) -> list[Outcome]:
-        """Go on with a token that was chosen from `scores`, [vocabulary]."""
+    def _take(self, sequence: Sequence, token: int, scores: Tensor, row: int) -> list[Outcome]:
+        """Go on with a token that was chosen from one row of `scores`, [sequences, vocabulary]."""
         request = sequence.request
         if token in request.stop_token_ids:
             return [self._end(sequence, None)]
@@ -152,7 +152,7 @@ class Batch:
         sequence.last = token
         sequence.given += 1
         top = request.top_logprobs
-        said = Token(token, token_score(scores, token, top=top) if top is not None else None)
+        said = Token(token, token_score(scores[row], token, top=top) if top is not None else None)
         if sequence.given < request.max_new_tokens:
             return [(sequence, said)]
         return [(sequence, said), self._end(sequence, None)]

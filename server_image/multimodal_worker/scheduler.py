@@ -7,7 +7,7 @@ import logging
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -54,13 +54,6 @@ class _Clock:
             encode=max(0.0, encoded - admitted),
             generate=now - encoded,
         )
-
-
-class _Given(NamedTuple):
-    """A token, and when it came."""
-
-    token: Token
-    seconds: float
 
 
 class Scheduler:
@@ -153,16 +146,16 @@ class Scheduler:
                 prompt = await self._prompt(request, buffers)
                 clock.encoded = time.monotonic()
                 given = 0
-                held: list[_Given] = []
+                held: list[Token] = []
                 async with aclosing(self._engine.backend.generate(prompt)) as tokens:
                     async for token in tokens:
                         given += 1
-                        held.append(_Given(token, time.monotonic() - clock.arrived))
+                        held.append(token)
                         if request.stream:
-                            await self._send(_tokens(request.request_id, held))
+                            await self._send(_tokens(request.request_id, held, clock.arrived))
                             held.clear()
                 if held:
-                    await self._send(_tokens(request.request_id, held))
+                    await self._send(_tokens(request.request_id, held, clock.arrived))
                 return FinishReason.LENGTH if given == request.max_new_tokens else FinishReason.STOP
             finally:
                 self._running -= 1
@@ -187,6 +180,7 @@ class Scheduler:
             stop_token_ids=request.stop_token_ids,
             min_new_tokens=request.min_new_tokens,
             top_logprobs=request.top_logprobs,
+            stream=request.stream,
         )
 
     def _explain(self, request_id: int, error: Exception) -> Failure:
@@ -211,12 +205,12 @@ class Scheduler:
         )
 
 
-def _tokens(request_id: int, given: Sequence[_Given]) -> Tokens:
+def _tokens(request_id: int, given: Sequence[Token], begun: float) -> Tokens:
     return Tokens(
         request_id=request_id,
-        token_ids=tuple(one.token.id for one in given),
-        seconds=tuple(one.seconds for one in given),
-        scores=tuple(one.token.score for one in given if one.token.score is not None),
+        token_ids=tuple(token.id for token in given),
+        seconds=tuple(token.at - begun for token in given),
+        scores=tuple(token.score for token in given if token.score is not None),
     )
 
 

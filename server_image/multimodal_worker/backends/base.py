@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +36,8 @@ class GenerateRequest:
     min_new_tokens: int = 0
     top_logprobs: int | None = None
     """How many of the best tokens to score beside each token; None scores nothing."""
+    stream: bool = True
+    """Whether tokens are wanted as they come; else they may all come when the answer is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class Token:
     id: int
     score: TokenScore | None = None
     """Where the request asks for it."""
+    at: float = field(default_factory=time.monotonic, compare=False)
+    """When it was chosen, from `time.monotonic`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,10 @@ class _Request:
     """One call of `generate`."""
 
     asked: GenerateRequest
-    events: asyncio.Queue[Token | Exception | None] = field(default_factory=asyncio.Queue)
+    given: deque[Token | Exception | None] = field(default_factory=deque)
+    """What `generate` has not seen yet; None and an exception are the end."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when `generate` should look: not for every token, where nobody waits for it."""
     sequence: Sequence | None = None
     """Its place in the batch; None while it waits."""
 
@@ -117,10 +120,16 @@ class TorchBackend:
         if self._work is None or self._work.done():
             self._work = asyncio.create_task(self._run())
         try:
-            while (event := await mine.events.get()) is not None:
-                if isinstance(event, Exception):
-                    raise event
-                yield event
+            while True:
+                await mine.news.wait()
+                mine.news.clear()
+                while mine.given:
+                    event = mine.given.popleft()
+                    if event is None:
+                        return
+                    if isinstance(event, Exception):
+                        raise event
+                    yield event
         finally:
             self._leave(mine)
 
@@ -149,9 +158,12 @@ class TorchBackend:
                 request = self._running.get(sequence)
                 if request is None:
                     continue  # it went away during the step
-                request.events.put_nowait(outcome)
-                if not isinstance(outcome, Token):
+                request.given.append(outcome)
+                ended = not isinstance(outcome, Token)
+                if ended:
                     del self._running[sequence]
+                if ended or request.asked.stream:
+                    request.news.set()
 
     async def _step(self) -> list[Outcome]:
         """Step; a defect of the batch itself is the end of all that run: nobody may wait for ever."""

@@ -162,6 +162,18 @@ async def test_requests_join_and_leave_a_running_batch() -> None:
     assert await collect(backend, asking(7, tokens=9, stop_token_ids=frozenset({9}))) == [7, 8]
 
 
+async def test_who_does_not_stream_waits_for_the_whole_answer() -> None:
+    model = Counter()
+    backend = TorchBackend(made(model), DeviceThread())
+    async with aclosing(backend.generate(asking(10, tokens=5, stream=False))) as tokens:
+        first = await anext(tokens)
+        assert model.passes == [(10,), (11,), (12,), (13,)]
+        given = [first] + [token async for token in tokens]
+    assert [token.id for token in given] == [10, 11, 12, 13, 14]
+    moments = [token.at for token in given]
+    assert moments == sorted(set(moments))
+
+
 async def test_a_cancelled_request_leaves_at_once_and_the_others_go_on() -> None:
     model = Counter()
     backend = TorchBackend(made(model), DeviceThread())
