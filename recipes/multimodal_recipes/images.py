@@ -9,6 +9,7 @@ import io
 import struct
 import warnings
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -139,6 +140,7 @@ def preprocess(frames: NDArray[np.uint8], how: ImagePreprocessing, *, at: str) -
     return pixels
 
 
+@lru_cache
 def _levels(how: ImagePreprocessing) -> NDArray[np.float32]:
     """Give the normalised value of each of the 256 levels of each channel, [3, 256].
 
@@ -148,7 +150,9 @@ def _levels(how: ImagePreprocessing) -> NDArray[np.float32]:
     rescaled = (np.arange(_LEVELS, dtype=np.float64) * how.rescale).astype(np.float32)
     mean = np.array(how.mean, dtype=np.float32)[:, None]
     std = np.array(how.std, dtype=np.float32)[:, None]
-    return np.asarray((rescaled - mean) / std, dtype=np.float32)
+    levels = np.asarray((rescaled - mean) / std, dtype=np.float32)
+    levels.flags.writeable = False  # all callers share it
+    return levels
 
 
 def _square(frame: NDArray[np.uint8], how: ImagePreprocessing, *, at: str) -> NDArray[np.uint8]:

@@ -67,6 +67,7 @@ class WorkerClient:
     ) -> None:
         self._process = process
         self._socket = sock
+        self._stream = sock.makefile("rb")  # several small frames are one read
         self._tell = tell
         self._codec = Codec(msgpack.packb, msgpack.unpackb)
         self._sending = threading.Lock()
@@ -217,12 +218,8 @@ class WorkerClient:
         wanted = next(frame)
         while True:
             part = bytearray(wanted)
-            view, filled = memoryview(part), 0
-            while filled < wanted:
-                got = self._socket.recv_into(view[filled:])
-                if got == 0:
-                    return None
-                filled += got
+            if self._stream.readinto(part) < wanted:
+                return None
             try:
                 wanted = frame.send(part)
             except StopIteration as whole:

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgpack
 
-from multimodal_api.worker_protocol import Codec
+from multimodal_api.worker_protocol import Codec, ProtocolError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from multimodal_api.worker_protocol import Frame, Message
 
 
-class Connection:
-    """Frames over a stream socket."""
+class Connection(asyncio.BufferedProtocol):
+    """Frames over a stream socket. What comes is read to where it stays: pixels are many, and the sockets small."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self) -> None:
         self._codec = Codec(msgpack.packb, msgpack.unpackb)
+        self._received: asyncio.Queue[Frame | ProtocolError | None] = asyncio.Queue()
+        self._transport: asyncio.Transport | None = None
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._closed = asyncio.Event()
+        self._frame: Generator[int, bytearray, Frame] = self._codec.receive()
+        self._part = bytearray(next(self._frame))
+        self._room = memoryview(self._part)
 
     @classmethod
     async def open(cls, sock: socket.socket) -> Connection:
         """Take a connected socket."""
-        return cls(*await asyncio.open_unix_connection(sock=sock))
+        _, connection = await asyncio.get_running_loop().create_unix_connection(cls, sock=sock)
+        return connection
 
     async def send(self, message: Message, buffers: Sequence[memoryview] = ()) -> None:
         """Send one frame, and wait while the other end is far behind; `receive` tells when there is no other end."""
-        self._writer.writelines(self._codec.encode(message, buffers))
-        with suppress(ConnectionError):
-            await self._writer.drain()
+        if self._transport is not None:
+            self._transport.writelines(self._codec.encode(message, buffers))
+            await self._may_write.wait()
 
     async def receive(self) -> Frame | None:
         """Wait for the next frame; None at the end of the stream.
@@ -42,21 +48,61 @@ class Connection:
         Raises:
             ProtocolError: the stream is out of step.
         """
-        frame = self._codec.receive()
-        wanted = next(frame)
-        while True:
-            try:
-                part = await self._reader.readexactly(wanted)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return None
-            try:
-                wanted = frame.send(bytearray(part))
-            except StopIteration as whole:
-                received: Frame = whole.value
-                return received
+        received = await self._received.get()
+        if isinstance(received, ProtocolError):
+            raise received
+        return received
 
     async def close(self) -> None:
         """Send what is left and close."""
-        self._writer.close()
-        with suppress(ConnectionError):
-            await self._writer.wait_closed()
+        if self._transport is not None:
+            self._transport.close()
+            await self._closed.wait()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 -- of a stream socket
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 -- asyncio's
+        """Say where to read to."""
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Go on behind what was read."""
+        self._room = self._room[nbytes:]
+        try:
+            while not self._room:
+                self._begin_part(self._frame.send(self._part))
+        except StopIteration as whole:
+            self._received.put_nowait(whole.value)
+            self._frame = self._codec.receive()
+            self._begin_part(next(self._frame))
+        except ProtocolError as error:
+            self._received.put_nowait(error)
+            self._lose()
+
+    def eof_received(self) -> None:
+        """Close: the other end does not listen either."""
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's
+        """End."""
+        self._received.put_nowait(None)
+        self._closed.set()
+        self._may_write.set()
+
+    def pause_writing(self) -> None:
+        """Let those who send wait."""
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        """Let them go on."""
+        self._may_write.set()
+
+    def _begin_part(self, size: int) -> None:
+        self._part = bytearray(size)
+        self._room = memoryview(self._part)
+
+    def _lose(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
