@@ -76,9 +76,10 @@ soak: venv ## half an hour of mixed load on servers of all six families (MINUTES
 	$(VENV)/bin/pytest -m soak tests/soak --minutes $(or $(MINUTES),30)
 
 .PHONY: bench
-bench: venv images ## measure: apply to first answer, the operator beside a bare handler, the server beside its engine, a batch beside single requests, conversion beside cp
+bench: venv images ## measure: apply to first answer, the operator beside a bare handler, the server beside its engine, a batch beside single requests, the server beside `transformers serve`, conversion beside cp
 	$(VENV)/bin/python benchmarks/first_answer.py
 	eval "$$($(PYTHON) cluster env)" && $(VENV)/bin/python benchmarks/reconcile.py
 	$(VENV)/bin/python benchmarks/server.py
 	$(VENV)/bin/python benchmarks/batching.py
+	$(VENV)/bin/python benchmarks/transformers_serve.py
 	$(VENV)/bin/python benchmarks/conversion.py

@@ -171,19 +171,19 @@ class Served:
         self._process.wait(END_SECONDS)
 
 
-def build(store: Path) -> Path:
-    """Build the tiny model's engine."""
+def build(store: Path, checkpoint: Path = CHECKPOINT, *, at_once: int = max(CONCURRENCIES)) -> Path:
+    """Build an engine, of the tiny NeVA unless told otherwise, for so many requests at once."""
     inputs = BuildInputs(
         family=Family.NEVA,
         llm_type=LlmType.LLAMA,
-        visual_checkpoint=SourceIdentity(kind="pvc", location="benchmark", path=CHECKPOINT.name),
+        visual_checkpoint=SourceIdentity(kind="pvc", location="benchmark", path=checkpoint.name),
         num_gpus=0,
         dtype=Dtype.FLOAT32,
         backend=Backend.TORCH,
         limits=Limits(
             max_input_len=512,
             max_output_len=64,
-            max_batch_size=max(CONCURRENCIES),
+            max_batch_size=at_once,
             max_multimodal_len=256,
             vision_max_batch_size=1,
         ),
@@ -196,7 +196,7 @@ def build(store: Path) -> Path:
         "--inputs",
         inputs.model_dump_json(by_alias=True),
     ]
-    command += ["--visual-checkpoint", str(CHECKPOINT), "--store", str(store), "--key", inputs.key()]
+    command += ["--visual-checkpoint", str(checkpoint), "--store", str(store), "--key", inputs.key()]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     return store / inputs.key()
 

@@ -46,6 +46,14 @@ LOCKS: Final = (
     Lock("modeling", ("pyproject.toml", "--extra", "builder", "--extra", "worker", "--no-emit-package", "triton")),
     Lock("front", ("pyproject.toml", "--extra", "server")),
     Lock("dev", ("pyproject.toml", "--all-extras", "--group", "dev")),
+    # After dev, whose versions it takes: two servers are compared, not two versions of torch.
+    Lock(
+        "serving",
+        (
+            *("pyproject.toml", "--extra", "recipes", "--extra", "modeling", "--group", "pyproject.toml:serving"),
+            *("--constraint", "locks/dev.txt"),
+        ),
+    ),
 )
 
 

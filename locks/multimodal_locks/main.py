@@ -22,8 +22,16 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python3 locks", description="Dependencies, pinned and hashed.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("path", help="print the folder of the development environment")
-    commands.add_parser("venv", help="bring the development environment up to date")
+    path = commands.add_parser("path", help="print the folder of an environment")
+    venv = commands.add_parser("venv", help="bring an environment up to date")
+    for command in (path, venv):
+        command.add_argument(
+            "environment",
+            nargs="?",
+            choices=environment.ENVIRONMENTS,
+            default=environment.DEVELOPMENT.lock,
+            help="its lock (default: %(default)s)",
+        )
     compile_ = commands.add_parser("compile", help="write the locks from pyproject.toml; pins that still fit stay")
     compile_.add_argument("--upgrade", action="store_true", help="take the newest versions that fit")
     commands.add_parser("check", help="fail when a lock does not follow from pyproject.toml")
@@ -38,9 +46,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(given: argparse.Namespace, paths: Paths) -> int:
     if given.command == "path":
-        print(environment.folder(paths))
+        print(environment.folder(environment.ENVIRONMENTS[given.environment], paths))
     elif given.command == "venv":
-        environment.ensure(paths, Progress())
+        environment.ensure(environment.ENVIRONMENTS[given.environment], paths, Progress())
     elif given.command == "compile":
         compiling.compile_all(paths, upgrade=given.upgrade)
     else:

@@ -75,6 +75,13 @@ def test_images_and_tests_have_equal_versions() -> None:
         assert differing <= {"numpy"}, name
 
 
+def test_servers_are_compared_over_one_torch_layer() -> None:
+    """`transformers serve` runs with the versions that ours runs with."""
+    dev, serving = pins("dev"), pins("serving")
+    assert {package for package, version in serving.items() if dev.get(package, version) != version} == set()
+    assert {"torch", "transformers", "tokenizers", "fastapi"} <= serving.keys()
+
+
 def test_only_the_torch_layer_has_torch() -> None:
     assert "torch" in pins("modeling")
     assert "triton" not in pins("modeling")
