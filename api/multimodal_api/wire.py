@@ -33,6 +33,9 @@ LORA_UIDS: Final = Tensor("lora_uids", "BYTES", (-1,), optional=True)
 
 OUTPUTS: Final = Tensor("outputs", "BYTES", (-1,))
 
+STREAM_SUFFIX: Final = "-stream"
+"""Behind the model's name it is the name of the same model that answers in pieces (decoupled, in Triton's words)."""
+
 SAMPLE_RATE: Final = 16_000
 """Of `INPUT_SIGNAL`, in Hz; one channel, full scale -1 to 1."""
 GRPC_CONNECTION_SECONDS: Final = 5

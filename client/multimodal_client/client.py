@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-import numpy as np
-
-from multimodal_api import wire
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
-from multimodal_client import kserve, media
+from multimodal_client import address
+from multimodal_client.kserve import HttpWire
+from multimodal_client.openai import OpenAiModel
+from multimodal_client.question import Question
+from multimodal_client.triton import TritonModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
-
+    from multimodal_client.address import Address
     from multimodal_client.media import Media
 
 DEFAULT_TIMEOUT: Final = 300.0
 """Seconds; NeMo's client has 60, which a long answer on a CPU exceeds."""
 
-_NUMPY: Final = {"INT64": np.int64, "FP32": np.float32}
+
+class Model(Protocol):
+    """A model, over one of the protocols: `TritonModel`, `OpenAiModel`."""
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until it is ready."""
+
+    def ask(self, question: Question) -> list[str]:
+        """Give all answers."""
+
+    def stream(self, question: Question) -> Iterator[str]:
+        """Give one answer as it comes."""
+
+
+def open_model(url: str, model_name: str, timeout: float) -> Model:
+    """Choose the protocol that an address names.
+
+    Args:
+        url: what `address.parse` takes.
+        model_name: on the wire.
+        timeout: longest wait for an answer, in seconds.
+
+    Raises:
+        ProductError: not an address, or a package for its protocol is missing.
+    """
+    where = address.parse(url)
+    if where.protocol is address.Protocol.OPENAI:
+        return OpenAiModel(where, model_name, timeout)
+    if where.protocol is address.Protocol.GRPC:
+        return _over_grpc(where, model_name, timeout)
+    return TritonModel(HttpWire(where, timeout), model_name)
 
 
 class Client:
@@ -34,15 +64,14 @@ class Client:
         """Name the model.
 
         Args:
-            url: HOST, HOST:PORT or http(s)://HOST[:PORT]; the port without one is 8000.
+            url: HOST, HOST:PORT or http(s)://HOST[:PORT] for Triton, grpc://HOST[:PORT] for Triton over gRPC,
+                http(s)://HOST[:PORT]/v1 for OpenAI's API; the ports without one are 8000, 8001 and 9000.
             model_name: on the wire.
             family: of the model: it decides what media are.
             timeout: longest wait for an answer, in seconds.
         """
-        self._address = kserve.parse(url)
-        self._model = model_name
+        self._model = open_model(url, model_name, timeout)
         self._family = family
-        self._timeout = timeout
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until the model is ready, `timeout` seconds at most.
@@ -50,7 +79,7 @@ class Client:
         Raises:
             ProductError: it was not.
         """
-        kserve.wait_ready(self._address, self._model, timeout=timeout)
+        self._model.wait_ready(timeout)
 
     def query(
         self,
@@ -69,8 +98,9 @@ class Client:
         """Ask a question about a picture, a video or a sound.
 
         Args:
-            text: the question.
-            medium: what `media.load` takes: a path, a URL, the content of a file, an array.
+            text: the question. For lita and vita, moments of a video that is a file are seconds (`<2.5>`), in the
+                answers too (`<3.25>`).
+            medium: what `media.load` takes: a path, a URL, the content of a file, an array; over OpenAI's API no array.
             batch_size: answers wanted to this one question.
             max_output_len: longest answer, in tokens.
             top_k: sample from the best so many tokens; 1 is greedy.
@@ -81,48 +111,72 @@ class Client:
             lora_uids: "-1"; the server refuses others.
 
         Returns:
-            `batch_size` answers. What is None is left out of the request: the server has defaults.
+            `batch_size` answers. What is None is left to the server's defaults: 30 tokens, greedy.
 
         Raises:
             ProductError: the medium cannot be read, or the server refuses, fails or is too slow.
         """
-        inputs: dict[str, NDArray[Any]] = {
-            wire.INPUT_TEXT.name: _texts([text]),
-            **media.load(medium, self._family),
-        }
-        scalars = {
-            wire.BATCH_SIZE: batch_size,
-            wire.MAX_OUTPUT_LEN: max_output_len,
-            wire.TOP_K: top_k,
-            wire.TOP_P: top_p,
-            wire.TEMPERATURE: temperature,
-            wire.REPETITION_PENALTY: repetition_penalty,
-            wire.NUM_BEAMS: num_beams,
-        }
-        inputs |= {
-            tensor.name: np.array([[value]], dtype=_NUMPY[tensor.datatype])
-            for tensor, value in scalars.items()
-            if value is not None
-        }
-        if lora_uids is not None:
-            inputs[wire.LORA_UIDS.name] = _texts(lora_uids)
-        outputs = kserve.infer(self._address, self._model, inputs, timeout=self._timeout)
-        answers = [answer.decode() for answer in outputs.reshape(-1)]
-        for answer in answers:
-            self._check(answer)
-        return answers
+        question = Question(
+            text,
+            medium,
+            self._family,
+            batch_size=batch_size,
+            max_output_len=max_output_len,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            repetition_penalty=repetition_penalty,
+            num_beams=num_beams,
+            lora_uids=lora_uids,
+        )
+        return self._model.ask(question)
 
-    def _check(self, answer: str) -> None:
-        """Recognise NeMo's own server, which gave errors as answers."""
-        if answer.startswith(wire.ERROR_PREFIX):
-            raise ProductError(
-                Reason.SERVER_FAILED,
-                at=str(self._address),
-                problem=answer.removeprefix(wire.ERROR_PREFIX),
-                remedy="see the server's log",
-            )
+    def stream(
+        self,
+        text: str,
+        medium: Media,
+        *,
+        max_output_len: int | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float | None = None,
+        repetition_penalty: float | None = None,
+        num_beams: int | None = None,
+        lora_uids: Sequence[str] | None = None,
+    ) -> Iterator[str]:
+        """Ask as `query` does and give the answer as it comes; closing the iterator ends the work for it.
+
+        Over Triton's HTTP port only sounds can be asked about in this way: use gRPC or OpenAI's API.
+
+        Yields:
+            Pieces that join to the answer of `query`; some may be empty.
+
+        Raises:
+            ProductError: as `query` does, perhaps after some pieces.
+        """
+        question = Question(
+            text,
+            medium,
+            self._family,
+            max_output_len=max_output_len,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            repetition_penalty=repetition_penalty,
+            num_beams=num_beams,
+            lora_uids=lora_uids,
+        )
+        return self._model.stream(question)
 
 
-def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
-    """Make a row of texts, [1, texts]."""
-    return np.array([[text.encode() for text in texts]], dtype=object)
+def _over_grpc(where: Address, model_name: str, timeout: float) -> Model:
+    try:
+        from multimodal_client.kserve_grpc import GrpcWire  # noqa: PLC0415 -- most questions go over HTTP
+    except ModuleNotFoundError as error:
+        raise ProductError(
+            Reason.BACKEND_UNAVAILABLE,
+            at=str(where),
+            problem=f"the Python package {error.name!r} is not installed here",
+            remedy="install multimodal-operator[client], or ask over HTTP",
+        ) from error
+    return TritonModel(GrpcWire(where, timeout), model_name)

@@ -15,15 +15,19 @@ from multimodal_api.reasons import Reason
 from multimodal_client.client import DEFAULT_TIMEOUT, Client
 
 BUILDER = "multimodal-builder"
+INTERRUPTED = 130
+"""What a shell gives for Ctrl-C."""
 QUERY_MAX_OUTPUT_LEN = 128
 """Default of NeMo's query script; its library has 30."""
 
 
 def main() -> int:
-    """Run one command: 0, or 1 with one line that says what is wrong."""
+    """Run one command: 0, or 1 with one line that says what is wrong, or 130 when it was interrupted."""
     arguments = _parser().parse_args()
     try:
         arguments.run(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except ProductError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -31,22 +35,32 @@ def main() -> int:
 
 
 def _query(arguments: argparse.Namespace) -> None:
+    if arguments.stream and arguments.batch_size != 1:
+        raise ProductError(
+            Reason.REQUEST_REFUSED,
+            at="--stream",
+            problem=f"is given with --batch_size {arguments.batch_size}, and prints one answer",
+            remedy="leave out one of the two",
+        )
     family = Family(arguments.model_type)
     client = Client(arguments.url, arguments.model_name, family=family, timeout=arguments.timeout)
     client.wait_ready(arguments.init_timeout)
-    answers = client.query(
-        arguments.input_text,
-        arguments.input_media,
-        batch_size=arguments.batch_size,
-        max_output_len=arguments.max_output_len,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        temperature=arguments.temperature,
-        repetition_penalty=arguments.repetition_penalty,
-        num_beams=arguments.num_beams,
-        lora_uids=arguments.lora_task_uids,
-    )
-    print("\n".join(answers))
+    options = {
+        "max_output_len": arguments.max_output_len,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "temperature": arguments.temperature,
+        "repetition_penalty": arguments.repetition_penalty,
+        "num_beams": arguments.num_beams,
+        "lora_uids": arguments.lora_task_uids,
+    }
+    if arguments.stream:
+        for piece in client.stream(arguments.input_text, arguments.input_media, **options):
+            print(piece, end="", flush=True)
+        print()
+    else:
+        answers = client.query(arguments.input_text, arguments.input_media, batch_size=arguments.batch_size, **options)
+        print("\n".join(answers))
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -106,7 +120,13 @@ def _add_query(query: argparse.ArgumentParser) -> None:
     """Add the flags of NeMo's `query.py`, by the same names."""
     query.set_defaults(run=_query)
     add = query.add_argument
-    add("-u", "--url", default="0.0.0.0", help="HOST, HOST:PORT or http://HOST:PORT")  # noqa: S104 -- NeMo's default
+    add(
+        "-u",
+        "--url",
+        default="0.0.0.0",  # noqa: S104 -- NeMo's default
+        help="HOST, HOST:PORT or http://HOST:PORT for Triton, grpc://HOST:PORT for Triton over gRPC, "
+        "http://HOST:PORT/v1 for OpenAI's API; ports 8000, 8001 and 9000 may be left out",
+    )
     add("-mn", "--model_name", required=True, help="name of the model on the wire")
     add("-mt", "--model_type", choices=list(Family), default=Family.NEVA, help="family of the model")
     add("-int", "--input_text", required=True, help="the question")
@@ -131,6 +151,7 @@ def _add_query(query: argparse.ArgumentParser) -> None:
     add("-nb", "--num_beams", type=int, default=1, help="1")
     add("-it", "--init_timeout", type=float, default=60.0, help="longest wait for the model to be ready, in seconds")
     add("-lt", "--lora_task_uids", nargs="*", help='"-1"')
+    add("--stream", action="store_true", help="print the answer as it comes (sounds alone over Triton's HTTP port)")
     add("--timeout", type=float, default=DEFAULT_TIMEOUT, help="longest wait for the answer, in seconds")
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import urllib.request
-from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -15,34 +11,39 @@ from multimodal_api import wire
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
+from multimodal_client import fetch
 from multimodal_recipes import images, videos, waves
 from multimodal_recipes.frames import thin
+from multimodal_recipes.videos import Video
 from multimodal_recipes.waves import Wave
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from contextlib import AbstractContextManager
-    from typing import IO
 
     from numpy.typing import NDArray
 
+    from multimodal_client.fetch import Place
     from multimodal_recipes.videos import Choice
 
-    Place = str | Path
     Media = Place | bytes | NDArray[np.uint8] | NDArray[np.float32] | Wave
-    Tensors = Mapping[str, NDArray[Any]]
 
-FETCH_SECONDS: Final = 5.0
-MAX_FILE_BYTES: Final = 2**28
 MAX_FRAMES: Final = 256
 """Of a video for lita and vita; NeMo's client has the same number."""
-STDIN: Final = "-"
 
 _FIELD: Final = "input_media"
 _CHANNELS: Final = 3
 
 
-def load(media: Media, family: Family) -> Tensors:
+class Loaded(NamedTuple):
+    """A medium as the wire takes it."""
+
+    tensors: Mapping[str, NDArray[Any]]
+    """By name, with the batch dimension."""
+    seconds: float | None = None
+    """Length of a video, where the file tells."""
+
+
+def load(media: Media, family: Family) -> Loaded:
     """Give a picture, video or sound as the wire takes it.
 
     Args:
@@ -52,7 +53,7 @@ def load(media: Media, family: Family) -> Tensors:
         family: of the model: neva and vila take a picture, salm a sound, the others a video.
 
     Returns:
-        The tensors, by name, with the batch dimension. Pictures and videos have their full resolution: the server
+        The tensors, and how long a video is. Pictures and videos have their full resolution: the server
         resizes. Of a video all frames, for lita and vita at most `MAX_FRAMES` of them, evenly spread. A sound is mixed
         and resampled here: NeMo's client sends it as it is, and its server then hears it at another speed.
 
@@ -62,27 +63,27 @@ def load(media: Media, family: Family) -> Tensors:
     return _LOADERS[family](media)
 
 
-def _picture(media: Media) -> Tensors:
+def _picture(media: Media) -> Loaded:
     if isinstance(media, np.ndarray):
         frame = _rgb(media, ("height", "width"))
     else:
-        data, at = _content(media)
+        data, at = content(media)
         frame = images.decode(data, at=at)
-    return {wire.INPUT_MEDIA.name: frame[None, None]}
+    return Loaded({wire.INPUT_MEDIA.name: frame[None, None]})
 
 
-def _video(media: Media, *, choose: Choice) -> Tensors:
+def _video(media: Media, *, choose: Choice) -> Loaded:
     if isinstance(media, np.ndarray):
         given = _rgb(media, ("frames", "height", "width"))
         places = choose(len(given))
-        frames = given if len(places) == len(given) else given[list(places)]
+        video = Video(given if len(places) == len(given) else given[list(places)], None)
     else:
-        data, at = _content(media)
-        frames = videos.decode(data, at=at, choose=choose)
-    return {wire.INPUT_MEDIA.name: frames[None]}
+        data, at = content(media)
+        video = videos.read(data, at=at, choose=choose)
+    return Loaded({wire.INPUT_MEDIA.name: video.frames[None]}, video.seconds)
 
 
-def _sound(media: Media) -> Tensors:
+def _sound(media: Media) -> Loaded:
     if isinstance(media, np.ndarray):
         if media.dtype != np.float32 or media.ndim != 1:
             raise _wrong(media, f"float32 of shape [samples], one channel at {wire.SAMPLE_RATE} Hz, or a Wave")
@@ -90,17 +91,19 @@ def _sound(media: Media) -> Tensors:
     elif isinstance(media, Wave):
         signal = waves.to_mono(media, wire.SAMPLE_RATE)
     else:
-        data, at = _content(media)
+        data, at = content(media)
         signal = waves.to_mono(waves.decode(data, at=at), wire.SAMPLE_RATE)
     if not len(signal):
         raise _refused(_FIELD, "a sound without samples", "give at least one second")
-    return {
-        wire.INPUT_SIGNAL.name: signal[None],
-        wire.INPUT_SIGNAL_LENGTH.name: np.array([[len(signal)]], np.int32),
-    }
+    return Loaded(
+        {
+            wire.INPUT_SIGNAL.name: signal[None],
+            wire.INPUT_SIGNAL_LENGTH.name: np.array([[len(signal)]], np.int32),
+        }
+    )
 
 
-_LOADERS: Final[dict[Family, Callable[[Media], Tensors]]] = {
+_LOADERS: Final[dict[Family, Callable[[Media], Loaded]]] = {
     Family.NEVA: _picture,
     Family.VILA: _picture,
     Family.VIDEO_NEVA: partial(_video, choose=videos.all_frames),
@@ -117,37 +120,17 @@ def _rgb(media: NDArray[Any], shape: tuple[str, ...]) -> NDArray[np.uint8]:
     return media
 
 
-def _content(media: Place | bytes | Wave) -> tuple[bytes, str]:
-    """Give the content of a file, and what to call it."""
+def content(media: Place | bytes | Wave) -> tuple[bytes, str]:
+    """Give the content of a file, and what to call it.
+
+    Raises:
+        ProductError: it cannot be read.
+    """
     if isinstance(media, Wave):
         raise _refused(_FIELD, "a sound, where the model sees", "give a picture or a video")
     if isinstance(media, bytes):
         return media, _FIELD
-    return _read(media), "standard input" if media == STDIN else str(media)
-
-
-def _read(place: Place) -> bytes:
-    try:
-        with _open(place) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise _refused(
-            str(place),
-            f"cannot be read: {error}",
-            "give the path or the http(s) address of a file, or - for standard input",
-        ) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise _refused(str(place), f"is larger than {MAX_FILE_BYTES} bytes", "scale it down, or cut it")
-    return data
-
-
-def _open(place: Place) -> AbstractContextManager[IO[bytes]]:
-    if place == STDIN:
-        return nullcontext(sys.stdin.buffer)
-    if isinstance(place, str) and place.startswith(("http://", "https://")):
-        response: IO[bytes] = urllib.request.urlopen(place, timeout=FETCH_SECONDS)  # noqa: S310 -- the scheme is checked above
-        return response
-    return Path(place).open("rb")
+    return fetch.read(media), "standard input" if media == fetch.STDIN else str(media)
 
 
 def _wrong(media: NDArray[Any], wanted: str) -> ProductError:

@@ -8,7 +8,8 @@ import numpy as np
 
 from multimodal_api import wire
 from multimodal_api.families import Family
-from multimodal_client.client import Client
+from multimodal_client.client import DEFAULT_TIMEOUT, open_model
+from multimodal_client.question import Question
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,7 @@ class NemoQueryMultimodal:
         """Name the model.
 
         Args:
-            url: HOST, HOST:PORT or http://HOST:PORT.
+            url: HOST, HOST:PORT, http://HOST:PORT or grpc://HOST:PORT.
             model_name: on the wire.
             model_type: family, such as `neva`; as in NeMo's client, `query` is what refuses unknown ones.
         """
@@ -67,11 +68,12 @@ class NemoQueryMultimodal:
         """
         if self._model_type not in set(Family):
             raise RuntimeError(f"Invalid model type {self._model_type}; known are: {', '.join(Family)}")
-        client = Client(self._url, self._model_name, family=Family(self._model_type))
-        client.wait_ready(init_timeout)
-        answers = client.query(
+        model = open_model(self._url, self._model_name, DEFAULT_TIMEOUT)
+        model.wait_ready(init_timeout)
+        question = Question(
             input_text,
             input_media,
+            Family(self._model_type),
             batch_size=batch_size,
             max_output_len=max_output_len,
             top_k=top_k,
@@ -80,5 +82,7 @@ class NemoQueryMultimodal:
             repetition_penalty=repetition_penalty,
             num_beams=num_beams,
             lora_uids=lora_uids,
+            tell_seconds=False,  # code that was written for NeMo's client does it itself
         )
+        answers = model.ask(question)
         return np.array(answers, dtype=np.str_)[:, None]

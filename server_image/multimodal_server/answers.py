@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -18,10 +19,11 @@ from multimodal_recipes.waves import Wave
 from multimodal_server.limits import NAMES, read_question
 from multimodal_server.questions import Question, Said, prepare
 from multimodal_server.replies import Reply
+from multimodal_server.streams import merged
 from multimodal_server.worker_client import TOKEN_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
     from typing import Any
 
     from numpy.typing import NDArray
@@ -68,6 +70,33 @@ class Responder:
             if len(samplings) == 1:
                 return [self._collect(prepared, samplings[0])] * prepared.question.copies
             return list(self._copies.map(lambda sampling: self._collect(prepared, sampling), samplings))
+
+    async def answer_in_pieces(self, tensors: Mapping[str, NDArray[Any]]) -> AsyncGenerator[list[str], None]:
+        """Answer one request of the wire as it comes; closing the iterator before its end cancels the answers.
+
+        Args:
+            tensors: of the request, by name.
+
+        Yields:
+            What is new of each copy that was asked for, at least once; joined, they are what `answer` returns.
+
+        Raises:
+            ProductError: refused, or failed; nothing else is ever raised.
+        """
+        with self.handling():
+            prepared = await asyncio.to_thread(
+                lambda: self.prepare(read_question(tensors, self.engine.limits, self.engine.recipe))
+            )
+            replies = [self.reply(prepared, sampling) for sampling in self.samplings(prepared.question)]
+            copies = prepared.question.copies
+            given = False
+            async with aclosing(merged(self.worker, prepared, replies)) as pieces:
+                async for number, piece in pieces:
+                    if piece.text:
+                        given = True
+                        yield [piece.text if len(replies) == 1 or number == row else "" for row in range(copies)]
+            if not given:  # a client that waits for the first response would never hear of the end
+                yield [""] * copies
 
     @contextmanager
     def handling(self) -> Iterator[None]:

@@ -148,6 +148,7 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
         settings.model_name,
         settings.model_version,
         responder.answer,
+        responder.answer_in_pieces,
         inputs=engine.inputs,
         concurrency=engine.limits.max_batch_size,
     )

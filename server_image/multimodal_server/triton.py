@@ -11,6 +11,8 @@ import socket
 import tempfile
 import threading
 import time
+import warnings
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ import numpy as np
 import pytriton.models.manager
 import pytriton.triton
 from pytriton.client import ModelClient
+from pytriton.client.warnings import NotSupportedTimeoutWarning
 from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy
 from pytriton.model_config import Tensor as TritonTensor
 from pytriton.models.model import Model
@@ -27,16 +30,22 @@ from pytriton.models.model import Model
 from multimodal_api import wire
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
-from multimodal_server import triton_model
+from multimodal_server import triton_model, triton_stream
+from multimodal_server.gone import Gone
 from multimodal_server.refusal import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from pytriton.proxy.types import Request
 
     Answer = Callable[[Mapping[str, NDArray[Any]]], list[str]]
+    Stream = Callable[[Mapping[str, NDArray[Any]]], AsyncGenerator[list[str], None]]
+    Outputs = list[dict[str, NDArray[Any]]]
+    Whole = Callable[[list[Request]], Outputs]
+    Pieces = Callable[[list[Request]], AsyncGenerator[Outputs, None]]
+    Callables = list[Whole] | Pieces
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -94,6 +103,7 @@ class _Model(Model):  # type: ignore[misc]  # pytriton ships no types
         entry = f"file:{self.model_version}/model.py"
         files[f"file:{self.model_version}/pytriton_model.py"] = files[entry]
         files[entry] = Path(triton_model.__file__).read_bytes()
+        files[f"file:{self.model_version}/triton_stream.py"] = Path(triton_stream.__file__).read_bytes()
         return files
 
 
@@ -110,7 +120,7 @@ class _Server(pytriton.triton.Triton):  # type: ignore[misc]  # pytriton ships n
 
 
 class Triton:
-    """The server process, and the one model in it."""
+    """The server process, and the one model in it, under two names: whole answers, and answers in pieces."""
 
     def __init__(self, addresses: Addresses, *, load_seconds: float, stop_seconds: float) -> None:
         """Prepare.
@@ -123,11 +133,13 @@ class Triton:
         pytriton.triton.Model = _Model
         # `publish` waits for the engine, which takes longer than PyTriton waits for a model.
         pytriton.models.manager.ModelClient = partial(ModelClient, inference_timeout_s=load_seconds)
+        # It warns that it waits longer for a model than for a server: so it should.
+        warnings.filterwarnings("ignore", category=NotSupportedTimeoutWarning)
         # Its record of a refused request is a stack trace; ours is one line.
         logging.getLogger("pytriton.proxy.inference").setLevel(logging.CRITICAL)
         self._addresses = addresses
         self._stop_seconds = stop_seconds
-        self._model: str | None = None
+        self._models: tuple[str, ...] = ()
         self._running = _Count()
         self._workspace = Path(tempfile.gettempdir()) / f"multimodal-triton-{os.getpid()}"
         # A container that was ended by force starts again with the same number, in a pod whose volumes live on.
@@ -164,7 +176,14 @@ class Triton:
         self._server.connect()
 
     def publish(
-        self, name: str, version: int, answer: Answer, *, inputs: Sequence[wire.Tensor], concurrency: int
+        self,
+        name: str,
+        version: int,
+        answer: Answer,
+        stream: Stream,
+        *,
+        inputs: Sequence[wire.Tensor],
+        concurrency: int,
     ) -> None:
         """Offer a model. Its processes start at once; it is ready when `open` has been called and this returns.
 
@@ -172,13 +191,23 @@ class Triton:
             name: on the wire.
             version: on the wire.
             answer: called from `concurrency` threads; raises nothing but ProductError.
+            stream: the same in pieces, for the name with `wire.STREAM_SUFFIX`; called from one event loop.
             inputs: tensors of a request.
             concurrency: requests that are answered at once.
         """
-        callables = [_callable(answer, self._running) for _ in range(min(concurrency, MAX_INSTANCES))]
+        gone = Gone(self._workspace / triton_stream.SOCKET)
+        # Triton loads one model after the other. This one is loaded at once, and its requests wait for the engine; the
+        # other is loaded when the engine is there: whoever waits for it waits for both.
+        self._offer(name + wire.STREAM_SUFFIX, version, _streaming(stream, self._running, gone), inputs)
+        instances = [_callable(answer, self._running) for _ in range(min(concurrency, MAX_INSTANCES))]
+        self._offer(name, version, instances, inputs)
+        self._models = (name, name + wire.STREAM_SUFFIX)
+
+    def _offer(self, name: str, version: int, instances: Callables, inputs: Sequence[wire.Tensor]) -> None:
+        """Load one model: a list of instances that give whole answers, or the one that gives pieces."""
         self._server.bind(
             name,
-            callables,
+            instances,
             inputs=[_describe(tensor) for tensor in inputs],
             outputs=[_describe(wire.OUTPUTS)],
             model_version=version,
@@ -186,9 +215,9 @@ class Triton:
             config=ModelConfig(
                 max_batch_size=1,
                 batcher=DynamicBatcher(default_queue_policy=QueuePolicy(max_queue_size=MAX_QUEUED)),
+                decoupled=not isinstance(instances, list),
             ),
         )
-        self._model = name
 
     def open(self) -> None:
         """Let the model that `publish` offers become ready."""
@@ -200,8 +229,8 @@ class Triton:
 
     def stop(self) -> None:
         """Refuse new requests, and let those that Triton has taken end; then as `discard`."""
-        if self._model is not None:
-            self._unload(self._model)
+        if self._models:
+            self._unload()
         self.discard()
 
     def discard(self) -> None:
@@ -211,30 +240,29 @@ class Triton:
         """
         _clear(self._workspace)
 
-    def _unload(self, model: str) -> None:
-        """Take the model off the wire, and wait until nothing that Triton had taken is waiting or being answered.
+    def _unload(self) -> None:
+        """Take the models off the wire, and wait until nothing that Triton had taken is waiting or being answered.
 
-        Triton would tell when it has ended the model's processes too, but takes a second for each.
+        Triton would tell when it has ended their processes too, but takes a second for each.
         """
         ends = time.monotonic() + self._stop_seconds
         token = {pytriton.triton.TRITON_ACCESS_HEADER: self._server.get_access_token()}
-        self._call("POST", self._addresses.http_port, f"/v2/repository/models/{model}/unload", headers=token)
+        for model in self._models:
+            self._call("POST", self._addresses.http_port, f"/v2/repository/models/{model}/unload", headers=token)
         quiet_since = time.monotonic()
         while time.monotonic() < quiet_since + QUIET_SECONDS:
-            if self._running.value or self._waiting(model):
+            if self._running.value or self._waiting():
                 quiet_since = time.monotonic()
             if quiet_since > ends:
                 LOG.warning("requests were still running at the end of the grace period")
                 return
             time.sleep(POLL_SECONDS)
 
-    def _waiting(self, model: str) -> bool:
-        """Say whether Triton's queue holds requests."""
+    def _waiting(self) -> bool:
+        """Say whether Triton's queues hold requests."""
         page = self._call("GET", self._addresses.metrics_port, "/metrics")
-        found = re.search(
-            rb'^nv_inference_pending_request_count{model="%s".*} (.*)$' % model.encode(), page, re.MULTILINE
-        )
-        return found is not None and float(found[1]) > 0
+        found = re.findall(rb"^nv_inference_pending_request_count{.*} (.*)$", page, re.MULTILINE)
+        return any(float(count) > 0 for count in found)
 
     def _call(self, method: str, port: int, path: str, headers: Mapping[str, str] | None = None) -> bytes:
         """Ask Triton something; empty when it does not answer."""
@@ -294,19 +322,39 @@ def _clear(workspace: Path) -> None:
         segment.unlink(missing_ok=True)
 
 
-def _callable(answer: Answer, running: _Count) -> Callable[[list[Request]], list[dict[str, NDArray[Any]]]]:
+def _callable(answer: Answer, running: _Count) -> Whole:
     """Make one instance; PyTriton tells instances apart by the identity of their function."""
 
-    def infer(requests: list[Request]) -> list[dict[str, NDArray[Any]]]:
+    def infer(requests: list[Request]) -> Outputs:
         (request,) = requests
         try:
             with running:
                 texts = answer(request.data)
         except ProductError as error:
             raise Refusal(error.failure) from None
-        return [{wire.OUTPUTS.name: np.array([[text.encode()] for text in texts], dtype=object)}]
+        return _outputs(texts)
 
     return infer
+
+
+def _streaming(stream: Stream, running: _Count, gone: Gone) -> Pieces:
+    """Make the one instance of the streaming model: all its requests share an event loop."""
+
+    async def infer(requests: list[Request]) -> AsyncGenerator[Outputs, None]:
+        (request,) = requests
+        try:
+            with running, gone.cancels(request.parameters[triton_stream.NUMBER]):
+                async with aclosing(stream(request.data)) as pieces:
+                    async for texts in pieces:
+                        yield _outputs(texts)
+        except ProductError as error:
+            raise Refusal(error.failure) from None
+
+    return infer
+
+
+def _outputs(texts: Sequence[str]) -> Outputs:
+    return [{wire.OUTPUTS.name: np.array([[text.encode()] for text in texts], dtype=object)}]
 
 
 def _describe(tensor: wire.Tensor) -> TritonTensor:

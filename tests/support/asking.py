@@ -78,7 +78,7 @@ def tensors(server: Server, question: Question) -> dict[str, np.ndarray[Any, Any
     return {
         wire.INPUT_TEXT.name: np.array([[question.text.encode()]], dtype=object),
         wire.MAX_OUTPUT_LEN.name: np.array([[LONGEST]]),
-        **media.load(question.medium, server.family),
+        **media.load(question.medium, server.family).tensors,
     }
 
 

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from multimodal_api.families import Family
 from multimodal_client import Client
 from multimodal_server.triton import free_port
+from tests.support import tiny_families
 from tests.support.tiny_model import make_engine
 
 START_SECONDS = 300.0
@@ -121,6 +123,23 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path],
 def server(start: Callable[[Path], Server], engine: Path) -> Server:
     """A server that tests share; one that ends it starts its own."""
     return ready(start(engine))
+
+
+@pytest.fixture(scope="session")
+def serve(
+    start: Callable[[Path], Server], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Iterable[Family]], list[Server]]:
+    """Gives servers of committed tiny models, which tests share; those that are asked for together start together."""
+    servers: dict[Family, Server] = {}
+
+    def served(families: Iterable[Family]) -> list[Server]:
+        wanted = list(families)
+        for family in wanted:
+            if family not in servers:
+                servers[family] = start(tiny_families.build_usual(family, tmp_path_factory.mktemp("store")))
+        return [ready(servers[family]) for family in wanted]
+
+    return served
 
 
 def ready(server: Server) -> Server:

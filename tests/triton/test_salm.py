@@ -6,8 +6,7 @@ import asyncio
 import base64
 import json
 import urllib.request
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import aiohttp
@@ -19,9 +18,11 @@ from tiny.answering import Case
 from tiny.judging import accepts
 
 from multimodal_api import wire
-from multimodal_client import NemoQueryMultimodal
+from multimodal_api.errors import ProductError
+from multimodal_api.families import Family
+from multimodal_client import Client, NemoQueryMultimodal
 from tests.support import tiny_salm
-from tests.triton.conftest import Server, ready
+from tests.triton.conftest import Server
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]
 
@@ -29,8 +30,8 @@ HELD_OUT = tiny_salm.FOLDER / "heldout"
 
 
 @pytest.fixture(scope="module")
-def server(start: Callable[[Path], Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
-    return ready(start(tiny_salm.build(tmp_path_factory.mktemp("salm"))))
+def server(serve: Callable[[Iterable[Family]], list[Server]]) -> Server:
+    return serve([Family.SALM])[0]
 
 
 def as_nemo_sends(case: Case, **changed: Any) -> dict[str, Any]:
@@ -117,6 +118,42 @@ def test_bad_input_is_a_clear_error(server: Server, changed: dict[str, Any], wor
     ):
         client.infer_batch(**as_nemo_sends(tiny_salm.cases()[3], **changed))
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_generate_stream_over_plain_http(server: Server) -> None:
+    case = tiny_salm.cases()[0]
+    body = {"input_text": case.question.text, "input_signal": case.medium.tolist(), "max_output_len": 30}
+    request = json.dumps(body | {"input_signal_length": len(case.medium)}).encode()
+    with urllib.request.urlopen(f"http://{server.http}/v2/models/tiny-stream/generate_stream", request) as response:
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        pieces = [json.loads(line[6:])["outputs"] for line in response if line.startswith(b"data: ")]
+    assert wrong({0: "".join(pieces)}) == []
+
+
+@pytest.mark.parametrize("url", ["http", "grpc", "openai"])
+def test_our_client_streams_over_every_protocol(server: Server, url: str) -> None:
+    client = Client(getattr(server, url) + ("/v1" if url == "openai" else ""), "tiny", family=Family.SALM)
+    listed = json.loads((HELD_OUT / "heldout.json").read_text())
+    said = [list(client.stream(each["question"], HELD_OUT / each["sound"])) for each in listed]
+    assert max(map(len, said)) > 1
+    assert wrong({number: "".join(pieces) for number, pieces in enumerate(said)}) == []
+
+
+def test_a_refusal_over_generate_stream(server: Server) -> None:
+    with pytest.raises(ProductError) as caught:
+        next(
+            Client(server.http, "tiny", family=Family.SALM).stream("?", tiny_salm.cases()[0].medium, max_output_len=99)
+        )
+    assert caught.value.failure.at == "max_output_len"
+
+
+def test_a_client_of_generate_stream_that_goes_away_ends_its_answer(server: Server) -> None:
+    client = Client(server.http, "tiny", family=Family.SALM)
+    for _ in range(4):
+        given = client.stream("?", tiny_salm.cases()[0].medium, max_output_len=48, top_k=0, temperature=50.0, top_p=1.0)
+        next(given)
+        given.close()
+    assert '"finish": "cancelled"' in server.log
 
 
 def test_several_rows_are_refused(server: Server) -> None:

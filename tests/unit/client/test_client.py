@@ -12,7 +12,7 @@ from multimodal_api import wire
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_client import Client, NemoQueryMultimodal
-from multimodal_client.kserve import parse
+from multimodal_client.address import parse
 from tests.unit.client.conftest import KServe
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -40,13 +40,29 @@ def content() -> bytes:
         ("https://example:443", "https://example:443"),
         ("0.0.0.0", "http://0.0.0.0:8000"),  # noqa: S104 -- NeMo's default
         ("[::1]:9000", "http://::1:9000"),
+        ("grpc://example", "grpc://example:8001"),
+        ("grpc://example:9", "grpc://example:9"),
+        ("example/v1", "http://example:9000/v1"),
+        ("https://example:443/v1/", "https://example:443/v1"),
     ],
 )
 def test_addresses(url: str, address: str) -> None:
     assert str(parse(url)) == address
 
 
-@pytest.mark.parametrize("url", ["grpc://example:8001", "", "http://", "example:port", "http://a:99999", "ftp://x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "grpc://example/v1",
+        "",
+        "http://",
+        "http://example/v2",
+        "grpcs://example",
+        "example:port",
+        "http://a:99999",
+        "ftp://x",
+    ],
+)
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(ProductError, match="HOST:PORT"):
         Client(url, "m")

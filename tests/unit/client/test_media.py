@@ -144,5 +144,5 @@ def test_what_a_family_does_not_take_is_never_sent(server: KServe, family: Famil
 
 
 def test_frames_are_not_copied_on_their_way() -> None:
-    tensor = load(VIDEO, Family.VIDEO_NEVA)["input_media"]
-    assert np.shares_memory(np.frombuffer(kserve._to_bytes(tensor), np.uint8), VIDEO)
+    tensor = load(VIDEO, Family.VIDEO_NEVA).tensors["input_media"]
+    assert np.shares_memory(np.frombuffer(kserve.to_bytes(tensor), np.uint8), VIDEO)
