@@ -18,6 +18,7 @@ from multimodal_builder.fast_tokenizer import (
     convert_gpt2,
 )
 from multimodal_builder.sentencepiece_tokenizer import convert_sentencepiece
+from multimodal_builder.tiktoken_tokenizer import convert_tiktoken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from multimodal_builder.tokenizer import ConvertedTokenizer, Usage
 
 SENTENCEPIECE_NAME: Final = "tokenizer.model"
+TIKTOKEN_NAME: Final = "tiktoken.json"
+"""Hugging Face has no name for it."""
 GPT_SENTENCEPIECE: Final = "GPTSentencePieceTokenizer"
 """`tokenizer.type` of the library megatron that means a SentencePiece model."""
 
@@ -80,6 +83,8 @@ def _convert(files: TokenizerFiles, added: tuple[str, ...], usage: Usage) -> Con
         return convert_fast(content, added, usage, at=files.at)
     if VOCAB_NAME in content:
         return convert_gpt2(content, added, usage, at=files.at)
+    if TIKTOKEN_NAME in content:
+        return convert_tiktoken(content[TIKTOKEN_NAME], usage, at=files.at)
     if added:
         raise config_error(
             f"{files.at}: additional_special_tokens",
@@ -92,6 +97,12 @@ def _convert(files: TokenizerFiles, added: tuple[str, ...], usage: Usage) -> Con
 def _sentencepiece(checkpoint: Checkpoint[LanguageConfig]) -> TokenizerFiles:
     model = checkpoint.artifact("tokenizer.model", checkpoint.config.tokenizer.model)
     return TokenizerFiles(f"{checkpoint.at}: tokenizer.model", {SENTENCEPIECE_NAME: model})
+
+
+def _tiktoken(checkpoint: Checkpoint[LanguageConfig]) -> TokenizerFiles:
+    key = "tokenizer.vocab_file"
+    content = checkpoint.artifact(key, checkpoint.config.tokenizer.vocab_file)
+    return TokenizerFiles(f"{checkpoint.at}: {key}", {TIKTOKEN_NAME: content})
 
 
 def _megatron(checkpoint: Checkpoint[LanguageConfig]) -> TokenizerFiles:
@@ -130,4 +141,5 @@ _LIBRARIES: Final[dict[str, Callable[[Checkpoint[LanguageConfig]], TokenizerFile
     "sentencepiece": _sentencepiece,
     "huggingface": _huggingface,
     "megatron": _megatron,
+    "tiktoken": _tiktoken,
 }

@@ -48,6 +48,12 @@ def test_gpt_2_s_files_are_named_by_the_configuration(tmp_path: Path, classic: A
     assert read(path).content == {"vocab.json": b"{}", "merges.txt": b"#"}
 
 
+def test_tiktoken_s_vocabulary_is_named_by_the_configuration(tmp_path: Path, classic: Archive) -> None:
+    classic.members["abc_vocab.json"] = b"[]"
+    path = classic.set_config("tokenizer.library", "tiktoken").set_config("tokenizer.vocab_file", "nemo:abc_vocab.json")
+    assert read(path.write(tmp_path)).content == {"tiktoken.json": b"[]"}
+
+
 def test_megatron_s_name_of_sentencepiece_is_one(tmp_path: Path, classic: Archive) -> None:
     classic.set_config("tokenizer.library", "megatron")
     path = classic.set_config("tokenizer.type", "GPTSentencePieceTokenizer").write(tmp_path)
@@ -59,7 +65,8 @@ def test_megatron_s_name_of_sentencepiece_is_one(tmp_path: Path, classic: Archiv
     [
         ({"library": "huggingface", "type": "nobody/nothing"}, Reason.CHECKPOINT_NOT_FOUND, "tokenizer.json"),
         ({"library": "huggingface", "type": None}, Reason.CHECKPOINT_CONFIG, "beside the checkpoint"),
-        ({"library": "tiktoken"}, Reason.CHECKPOINT_CONFIG, "reads sentencepiece, huggingface, megatron"),
+        ({"library": "tabular"}, Reason.CHECKPOINT_CONFIG, "reads sentencepiece, huggingface, megatron, tiktoken"),
+        ({"library": "tiktoken"}, Reason.CHECKPOINT_CONFIG, "vocab_file"),
         ({"library": "megatron", "vocab_file": None}, Reason.CHECKPOINT_CONFIG, "vocab_file"),
     ],
 )
