@@ -18,7 +18,6 @@ from multimodal_api.families import Family, LlmType
 from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.inspection import inspect
-from multimodal_builder.lora import MergedSource
 from support import forms
 from support.adapters import CANONICAL, FUSED, LEGACY_LAYERS, SECOND, UNFUSED, Lora, Scheme
 from support.archives import CKPT, CLASSIC, CLIP, Archive
@@ -262,17 +261,3 @@ def test_a_mistake_in_an_adapter_of_peft_is_seen_in_the_logits(tmp_path: Path, b
     adapter = peft_of(base).scaled(lambda _: ALPHA / RANK)
     out = convert(CLASSIC, tmp_path / "out", mistake(adapter).write(tmp_path / "adapter"))
     assert relative(out, adapter.merged(language_model(base))) > WRONG
-
-
-def test_merging_twice_is_seen_in_the_logits(
-    tmp_path: Path, base: Path, lora: Lora, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path, lora.state(), lora.config())
-    once = MergedSource.read
-
-    def twice(source: MergedSource, name: str) -> Any:
-        merged = once(source, name)
-        return merged + (merged - source._base.read(name))
-
-    monkeypatch.setattr(MergedSource, "read", twice)
-    assert difference(convert(path, tmp_path / "out"), base, lora) > WRONG

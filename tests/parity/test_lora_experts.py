@@ -107,7 +107,7 @@ def write(folder: Path, reference: MixtralForCausalLM, adapters: dict[str, Tenso
     config = settings() | {"peft": {"peft_scheme": "lora", "lora_tuning": {"adapter_dim": RANK, "alpha": ALPHA}}}
     config["mm_cfg"]["mm_mlp_adapter_type"] = "linear"
     tokenizer = trained.members[config["tokenizer"]["model"].removeprefix("nemo:")]
-    state = write_state(reference, distributed=False, local=False) | adapters
+    state = write_state(reference, local=False) | adapters
     state[f"{nemo_writer.PROJECTOR}weight"] = torch.ones(HIDDEN, 64)
     state[f"{nemo_writer.PROJECTOR}bias"] = torch.ones(HIDDEN)
     path = trained.write(folder)  # the tower beside it

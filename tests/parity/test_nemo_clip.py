@@ -79,7 +79,7 @@ def test_a_clip_of_several_ranks_is_the_same(tmp_path: Path, *, legacy: bool, tr
     path = write_nemo(tmp_path, case, tower, state, legacy=legacy)
     cut, at = (path, tmp_path) if trained else (tmp_path / "clip.nemo", tmp_path)
     archive = Archive.read(cut)
-    forms.as_ranks(archive, state_of(archive), tensor=2, pipeline=1, layers=2, thirds=legacy).write(at, cut.name)
+    forms.as_ranks(archive, state_of(archive), tensor=2, pipeline=1, thirds=legacy).write(at, cut.name)
     if legacy and trained:
         assert main(["inspect", str(path)]) == ExitCode.REFUSED
         return

@@ -7,13 +7,15 @@ works on NeMo's own names.
 from __future__ import annotations
 
 import io
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import sentencepiece
 import torch
-from transformers import LlamaForCausalLM
+from tiny.neva import model as tiny
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.parakeet.modeling_parakeet import ParakeetEncoder
 
 from multimodal_api.build import ExitCode, Outcome
@@ -32,8 +34,10 @@ from multimodal_recipes.audio import preprocess
 from multimodal_recipes.layout import lay_out_sound
 from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.tokenizer import Tokenizer
+from support import upstream
 from support.adapters import Lora
 from support.archives import CKPT, CLASSIC, Archive
+from support.megatron_writer import write_state
 from support.naive_conformer import hear
 from support.salm_writer import Perception, split, whole
 from support.sounds import FRONT_END, SALM, chirp, noise
@@ -47,11 +51,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.parity
 
 TOLERANCE = 1e-5
-"""Of the rows, relative to the largest."""
-LOGITS = 1e-4
-"""Of logits in float32."""
+"""Of rows and of logits in float32, relative to the largest."""
 WRONG = 100
-"""A mistake moves rows or logits by more than so many tolerances."""
+"""A mistake moves them by more than so many tolerances."""
 
 QUESTION = "what's the transcription of the audio?"
 SOUNDS = {"long": chirp(4.0), "short": noise(700), "middle": noise(16_000), "one row": noise(63 * 160)}
@@ -171,12 +173,14 @@ def test_padding_that_is_not_silent_is_seen_in_the_rows(tmp_path: Path, monkeypa
     assert difference(loaded.encode_together(both)[1], wanted) > WRONG * TOLERANCE
 
 
-def asked(out: Path, model: MultimodalModel, samples: np.ndarray) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+def asked(
+    out: Path, model: MultimodalModel, samples: np.ndarray, question: str = QUESTION
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """Run the worker's path; give prompt embeddings, logits and ids."""
     recipe = model.recipe
     audio = recipe.hearing()
     tokenizer = Tokenizer(out / "llm" / "tokenizer.json", add_bos=recipe.add_bos)
-    prompt = tokenizer.encode(render(recipe.template, (Turn((lay_out_sound(audio, len(samples)), QUESTION)),)))
+    prompt = tokenizer.encode(render(recipe.template, (Turn((lay_out_sound(audio, len(samples)), question)),)))
     at = [place for span in prompt.media for place in range(span.start, span.start + span.length)]
     rows = model.media.encode(torch.from_numpy(preprocess(samples, audio.mel, at="sound"))[None])[0]
     embeddings = model.prompt_embeddings(prompt.ids, at, rows)
@@ -184,13 +188,15 @@ def asked(out: Path, model: MultimodalModel, samples: np.ndarray) -> tuple[Tenso
         return embeddings, model.llm.logits(embeddings[None], model.llm.new_cache())[0], prompt.ids
 
 
-def reference(language: Any, perception: Perception, samples: np.ndarray) -> tuple[Tensor, list[int]]:
+def reference(
+    language: Any, perception: Perception, samples: np.ndarray, question: str = QUESTION
+) -> tuple[Tensor, list[int]]:
     """Compose training's own way: the sound's rows, then the text's; give logits and the text's ids."""
     archive = Archive.read(CLASSIC)
     pieces = sentencepiece.SentencePieceProcessor(
         model_proto=archive.members[archive.config()["tokenizer"]["model"].removeprefix("nemo:")]
     )
-    ids = pieces.encode(f"Q: {QUESTION}\nA:")
+    ids = pieces.encode(f"Q: {question}\nA:")
     with torch.inference_mode():
         rows = hear(perception.state(), frames(samples))
         embeddings = torch.cat([rows, language.get_input_embeddings()(torch.tensor(ids))])
@@ -213,7 +219,42 @@ def test_logits_of_the_whole_model_are_those_of_its_parts(tmp_path: Path, base: 
     wanted, text = reference(language, perception, samples)
     _, found, ids = asked(out, load(out), samples)
     assert list(ids[SALM.rows(len(samples)) :]) == text
-    assert float((found - wanted).abs().max()) <= LOGITS
+    assert difference(found, wanted) <= TOLERANCE
+
+
+LONG = QUESTION * 12
+
+
+@cache
+def everywhere() -> tuple[Perception, LlamaForCausalLM, Tensor]:
+    """A speech encoder, a Llama that can be shared out among four ranks, and how they score a long prompt."""
+    perception = Perception.random()
+    config = LlamaConfig(
+        vocab_size=tiny.VOCAB,
+        hidden_size=tiny.HIDDEN,
+        intermediate_size=tiny.FFN,
+        num_hidden_layers=tiny.LAYERS,
+        num_attention_heads=tiny.HEADS,
+        num_key_value_heads=tiny.HEADS,
+        max_position_embeddings=tiny.CONTEXT,
+        rms_norm_eps=1e-5,
+    )
+    language = LlamaForCausalLM(config).float().eval()
+    for parameter in language.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.1
+    return perception, language, reference(language, perception, SOUNDS["long"], LONG)[0]
+
+
+@pytest.mark.parametrize("form", upstream.forms_of("salm"))
+def test_every_form_gives_the_logits_of_its_parts(tmp_path: Path, form: str) -> None:
+    perception, language, wanted = everywhere()
+    archive = whole(perception, language=write_state(language, local=False))
+    archive.set_config("num_query_groups", None).write(tmp_path, "salm.nemo")
+    written = upstream.FORMS[form].write(*upstream.read_classic(tmp_path / "salm.nemo"), tmp_path)
+    out = convert(CheckpointPaths(visual=written.visual, llm=written.llm), tmp_path / "out")
+    _, found, _ = asked(out, load(out), SOUNDS["long"], LONG)
+    assert len(found) > 300
+    assert difference(found[:, : tiny.VOCAB], wanted) <= TOLERANCE
 
 
 def test_forgotten_adapters_are_seen_in_the_logits(tmp_path: Path, base: Path) -> None:
@@ -223,7 +264,7 @@ def test_forgotten_adapters_are_seen_in_the_logits(tmp_path: Path, base: Path) -
     out = convert_archive(whole(perception, lora.state(), lora.config()), tmp_path)
     _, found, _ = asked(out, load(out), SOUNDS["long"])
     wanted, _ = reference(language, perception, SOUNDS["long"])
-    assert float((found - wanted).abs().max()) > WRONG * LOGITS
+    assert difference(found, wanted) > WRONG * TOLERANCE
 
 
 def test_the_folders_are_transformers_own(tmp_path: Path) -> None:

@@ -43,10 +43,8 @@ from support.sounds import FRONT_END, RATE
 
 pytestmark = pytest.mark.parity
 
-TOLERANCE = 1e-4
-"""Of log probabilities in float32."""
-ROWS = 1e-5
-"""Of the rows, relative to the largest."""
+TOLERANCE = 1e-5
+"""Of log probabilities in float32, and of rows, relative to the largest."""
 WRONG = 100
 """A mistake moves them by more than so many tolerances."""
 START_SECONDS = 100.0
@@ -109,7 +107,9 @@ def scored(served: Responder, samples: NDArray[np.float32], question: str) -> tu
 
 
 def difference(top: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((wanted[: len(top)].gather(1, top[..., 0].long()) - top[..., 1]).abs().max())
+    """The largest difference of what the worker says, relative to the largest that it says."""
+    found = wanted[: len(top)].gather(1, top[..., 0].long())
+    return float((found - top[..., 1]).abs().max() / top[..., 1].abs().max())
 
 
 def sounds() -> list[Case]:
@@ -188,4 +188,4 @@ async def test_sounds_of_unequal_lengths_share_a_batch_and_keep_their_rows(engin
     for rows, frames in zip(found, heard.values(), strict=True):
         wanted = hear(reference.state, frames)
         assert rows.shape == wanted.shape
-        assert float((rows - wanted).abs().max() / wanted.abs().max()) <= ROWS
+        assert float((rows - wanted).abs().max() / wanted.abs().max()) <= TOLERANCE

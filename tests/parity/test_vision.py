@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from tiny import nemo_writer
 from transformers import (
     AutoModel,
     CLIPImageProcessorPil,
@@ -17,15 +19,17 @@ from transformers import (
 from multimodal_api.build import ExitCode
 from multimodal_api.families import Family
 from multimodal_builder.main import main
-from multimodal_modeling.projector import JoinSquares
+from multimodal_modeling.model import MultimodalModel
 from multimodal_recipes.images import preprocess
 from multimodal_recipes.recipe import FrameResize
-from support import towers
-from support.archives import Archive
+from support import towers, upstream
+from support.archives import CLASSIC, Archive
+from support.megatron_writer import write_state
+from support.original_folders import Whole, make_whole
+from support.original_folders import projector_state as original_state
 from support.vision_cases import (
     HIDDEN,
     TOLERANCE,
-    WRONG,
     Case,
     convert,
     difference,
@@ -37,10 +41,9 @@ from support.vision_cases import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from torch import Tensor
+    from support.states import State
 
 pytestmark = pytest.mark.parity
 
@@ -99,6 +102,68 @@ def test_a_vila_sees_through_siglip_and_joined_squares(tmp_path: Path, template:
     assert difference(encode(tmp_path / "out", recipe, pixels), reference(case, tower, state, pixels)) <= TOLERANCE
 
 
+VOCAB = 500  # of the tiny NeVA's tokenizer
+
+
+@cache
+def vila() -> Whole:
+    kind = "mlp_downsample"
+    return make_whole(kind, siglip=True, feature="cls_patch", edge=40, rows=VOCAB, stretched=4.0, groups=4)
+
+
+def vila_archive(whole: Whole) -> tuple[Archive, State]:
+    """The archive that NeMo's converter makes of it with VITA's configuration file, and its weights."""
+    archive, _ = upstream.read_classic(CLASSIC)
+    llm = whole.llm.config
+    encoder = {
+        "from_pretrained": "tower",
+        "crop_size": [40, 40],
+        "patch_dim": towers.PATCH,
+        "vision_select_feature": whole.feature,
+    }
+    config = archive.config()
+    config["mm_cfg"] |= {"mm_mlp_adapter_type": "mlp_downsample"}
+    config["mm_cfg"]["vision_encoder"] |= encoder
+    archive.replace_config(
+        config
+        | {
+            "hidden_size": llm.hidden_size,
+            "ffn_hidden_size": llm.intermediate_size,
+            "num_attention_heads": llm.num_attention_heads,
+            "num_query_groups": llm.num_key_value_heads,
+            "rotary_base": llm.rope_parameters["rope_theta"],
+            "seq_len_interpolation_factor": llm.rope_parameters["factor"],
+            "layernorm_epsilon": llm.rms_norm_eps,
+        }
+    )
+    tower = {nemo_writer.TOWER + name: tensor for name, tensor in towers.names_of(whole.tower).items()}
+    return archive, write_state(whole.llm, local=False) | original_state(
+        whole, "mlp_downsample", nemo_writer.PROJECTOR
+    ) | tower
+
+
+@pytest.mark.parametrize("form", upstream.forms_of("vila"))
+def test_every_form_of_a_vila_gives_the_logits_of_its_parts(tmp_path: Path, form: str) -> None:
+    """SigLIP, trained, odd squares joined, and a Llama whose positions are interpolated."""
+    whole = vila()
+    towers.write_folder(tmp_path / "tower", AutoModel.from_config(whole.tower.config), "tower")
+    archive, state = vila_archive(whole)
+    paths = upstream.FORMS[form].write(archive, state, tmp_path)
+    apart = () if paths.llm is None else ("--llm", str(paths.llm))
+    recipe = convert(paths.visual, tmp_path / "out", "--type", "vila", *apart)
+    served = MultimodalModel.load(tmp_path / "out", dtype=torch.float32, device=torch.device("cpu"))
+    before, after = range(20, 40), range(100, 450)
+    pixels = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(2))
+    rows = recipe.seeing().tokens_per_image
+    at = range(len(before), len(before) + rows)
+    with torch.inference_mode():
+        media = served.media.encode(pixels).flatten(0, 1)
+        embeddings = served.prompt_embeddings([*before, *[0] * rows, *after], at, media)
+        found = served.llm.logits(embeddings[None], served.llm.new_cache())[0, :, :VOCAB]
+    wanted = whole.scores([*before], pixels, [*after], joined=True, by_line=False)
+    assert difference(found, wanted) <= TOLERANCE
+
+
 @pytest.mark.parametrize("aspect", ["square", "resize"])
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 def test_the_canonical_processor_makes_our_pixels(tmp_path: Path, name: str, aspect: str) -> None:
@@ -110,61 +175,6 @@ def test_the_canonical_processor_makes_our_pixels(tmp_path: Path, name: str, asp
     picture = np.random.default_rng(4).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     theirs = kind.from_pretrained(tmp_path / "out" / "vision")(images=picture, return_tensors="np")["pixel_values"]
     assert np.array_equal(preprocess(picture[None], recipe.seeing().preprocessing, at="x"), np.asarray(theirs))
-
-
-def row_major(self: Any, features: Tensor) -> Tensor:
-    """The squares of a picture line by line, as anybody would think."""
-    joined = JOIN(self, features)
-    edge = int(joined.shape[-2] ** 0.5)
-    return joined.unflatten(-2, (edge, edge)).transpose(-3, -2).flatten(-3, -2)
-
-
-def scattered(self: Any, features: Tensor) -> Tensor:
-    """The four tokens of a square in column order."""
-    joined = JOIN(self, features).unflatten(-1, (4, -1))
-    return joined[..., [0, 2, 1, 3], :].flatten(-2)
-
-
-JOIN = JoinSquares.forward
-
-
-@pytest.mark.parametrize("mistake", [row_major, scattered])
-@pytest.mark.parametrize("name", ["clip, joined", "siglip, joined, odd"])
-def test_another_order_of_squares_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, mistake: Callable[..., Tensor]
-) -> None:
-    """Trap 4: all shapes fit, and every picture is described, wrongly."""
-    case = CASES[name]
-    tower, state = case.make(case.image_size), projector_state(case.projector)
-    recipe = convert(write(tmp_path, case, tower, state), tmp_path / "out")
-    monkeypatch.setattr("multimodal_modeling.projector.JoinSquares.forward", mistake)
-    pixels = pixels_for(case)
-    assert difference(encode(tmp_path / "out", recipe, pixels), reference(case, tower, state, pixels)) > WRONG
-
-
-@pytest.mark.parametrize("change", [{"select_layer": -1}, {"class_token_length": 0}], ids=["layer", "class token"])
-@pytest.mark.parametrize("name", ["clip", "siglip, first patch dropped"])
-def test_another_layer_or_token_is_seen(tmp_path: Path, name: str, change: dict[str, int]) -> None:
-    """Trap 4: the removed exporter always took layer -2, and kept the class token."""
-    case = CASES[name]
-    tower, state = case.make(case.image_size), projector_state(case.projector)
-    recipe = convert(write(tmp_path, case, tower, state), tmp_path / "out")
-    wrong = recipe.model_copy(update={"vision": recipe.seeing().model_copy(update=change)})
-    pixels = pixels_for(case)
-    found = encode(tmp_path / "out", wrong, pixels)[:, : case.rows]
-    assert difference(found, reference(case, tower, state, pixels)) > WRONG
-
-
-@pytest.mark.parametrize("name", ["clip, trained", "siglip, trained"])
-def test_a_trained_tower_that_is_ignored_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Trap 4: the removed exporter took the tower that training started from."""
-    case = CASES[name]
-    tower, state = case.make(case.image_size), projector_state(case.projector)
-    path = write(tmp_path, case, tower, state)
-    monkeypatch.setattr("multimodal_builder.towers.ARCHIVE_PREFIX", "nowhere.")
-    pixels = pixels_for(case)
-    recipe = convert(path, tmp_path / "out")
-    assert difference(encode(tmp_path / "out", recipe, pixels), reference(case, tower, state, pixels)) > WRONG
 
 
 @pytest.mark.parametrize(("name", "strategy"), [("clip", "default"), ("siglip", "full"), ("siglip, whole", "full")])

@@ -52,6 +52,9 @@ class Archive:
             del section[last]
         else:
             section[last] = value
+        return self.replace_config(document)
+
+    def replace_config(self, document: dict[str, Any]) -> Archive:
         self.members[CONFIG] = yaml.dump(document, Dumper=_DUMPER).encode()
         return self
 

@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 import yaml
@@ -24,6 +24,7 @@ LAYER: Final = re.compile(r"(.*\.decoder\.layers\.)(\d+)\.(.*)")
 
 FAN_OUT: Final = (
     *("word_embeddings.weight", "output_layer.weight", "linear_qkv.weight", "linear_qkv.bias"),
+    *("linear_fc1.weight", "linear_fc1.bias"),
     # NeMo's adapters: the inner layer of those that fan out is cut by rank, the outer one always by its outputs.
     *("lora_kqv_adapter.linear_in.weight", "lora_hto4h_adapter.linear_in.weight", "linear_out.weight"),
     # NeMo's own CLIP.
@@ -37,14 +38,27 @@ FAN_IN: Final = (
 )
 """Ends of names of tensors whose columns they share."""
 GATED: Final = ("linear_fc1.weight", "linear_fc1.bias", "lora_hto4h_adapter.linear_out.weight")
-"""Each rank holds its part of the gate, then its part of the other half."""
+"""Where there is a gate, each rank holds its part of the gate, then its part of the other half."""
 
 
-def slice_of(name: str, tensor: torch.Tensor, rank: int, ranks: int, *, thirds: bool = False) -> torch.Tensor:
-    """What one tensor-parallel rank holds of a tensor; `thirds`: the attention's queries, keys and values lie apart."""
+def slice_of(
+    name: str, tensor: torch.Tensor, rank: int, ranks: int, *, gated: bool = True, thirds: bool = False
+) -> torch.Tensor:
+    """What one tensor-parallel rank holds of a tensor; of the speech encoder all.
+
+    Args:
+        name: Decides which axis is shared.
+        tensor: Whole.
+        rank: From 0.
+        ranks: How many there are.
+        gated: Whether the first layer of each feed-forward block has a gate.
+        thirds: Whether the attention's queries, keys and values lie apart.
+    """
+    if name.startswith("perception."):
+        return tensor
     if thirds and ".query_key_value." in name:
         return torch.cat([part.chunk(ranks)[rank] for part in tensor.chunk(3)])
-    if name.endswith(GATED):
+    if gated and name.endswith(GATED):
         gate, up = tensor.chunk(2)
         return torch.cat([gate.chunk(ranks)[rank], up.chunk(ranks)[rank]])
     if name.endswith(FAN_OUT):
@@ -54,29 +68,57 @@ def slice_of(name: str, tensor: torch.Tensor, rank: int, ranks: int, *, thirds: 
     return tensor
 
 
-def stage_of(state: State, stage: int, stages: int, layers: int) -> State:
-    """What one pipeline stage holds, its layers numbered from 0."""
-    size = layers // stages
+HEADS_COPY: Final = {False: "model.output_layer.weight", True: "model.word_embeddings.weight"}
+"""The name of a tied embedding's copy in the last stage, and its name before Megatron-core."""
+
+
+def stage_of(state: State, stage: int, stages: int, config: Mapping[str, Any], *, legacy: bool = False) -> State:
+    """What one pipeline stage holds, its layers numbered from 0.
+
+    A tied embedding is there a second time where the head is computed. What is no part of the language model, as the
+    speech encoder, is a part of every stage's model.
+    """
+    last = stage == stages - 1
     held: State = {}
     for name, tensor in state.items():
         if match := LAYER.fullmatch(name):
+            size = config["num_layers"] // stages
             number = int(match[2]) - stage * size
             if 0 <= number < size:
                 held[f"{match[1]}{number}.{match[3]}"] = tensor
-        elif stage == (stages - 1 if "output_layer" in name or "final_layernorm" in name else 0):
+            continue
+        behind = "output_layer" in name or "final_layernorm" in name
+        if not name.startswith("model.") or (last if behind else stage == 0):
             held[name] = tensor
+    if last and stages > 1 and config.get("share_embeddings_and_output_weights"):
+        held[HEADS_COPY[legacy]] = state["model.embedding.word_embeddings.weight"]
     return held
 
 
 def as_ranks(
-    archive: Archive, state: State, *, tensor: int, pipeline: int, layers: int, thirds: bool = False
+    archive: Archive, state: State, *, tensor: int, pipeline: int, legacy: bool = False, thirds: bool = False
 ) -> Archive:
-    """Replace the weights by one file per rank."""
-    del archive.members[CKPT]
+    """Replace the weights by one file per rank.
+
+    Args:
+        archive: Its configuration says whether there is a gate, how many layers there are, and what is tied.
+        state: Under Megatron-core's names.
+        tensor: Ranks that share tensors.
+        pipeline: Stages that share layers.
+        legacy: Whether the files get the names of NeMo before Megatron-core.
+        thirds: Whether the attention's queries, keys and values lie apart.
+    """
+    archive.members.pop(CKPT, None)
+    config = archive.config()
+    gated = config.get("activation", "gelu").endswith("glu")
     for stage in range(pipeline):
-        held = stage_of(state, stage, pipeline, layers)
+        held = stage_of(state, stage, pipeline, config, legacy=legacy)
         for rank in range(tensor):
-            part = {name: slice_of(name, value, rank, tensor, thirds=thirds) for name, value in held.items()}
+            part = {
+                name: slice_of(name, value, rank, tensor, gated=gated, thirds=thirds) for name, value in held.items()
+            }
+            if legacy:
+                part = legacy_state(part, rotary=config["position_embedding_type"] == "rope")
             folder = f"tp_rank_{rank:02d}_pp_rank_{stage:03d}" if pipeline > 1 else f"mp_rank_{rank:02d}"
             archive.members[f"{folder}/model_weights.ckpt"] = saved(part)
     archive.set_config("tensor_model_parallel_size", tensor)
@@ -93,16 +135,20 @@ LEGACY: Final = (
 )
 
 
-def legacy_state(state: State, *, apart: bool = False, first_projector: bool = False) -> State:
+def legacy_state(state: State, *, apart: bool = False, first_projector: bool = False, rotary: bool = True) -> State:
     """The names of NeMo before Megatron-core.
 
     Args:
         state: Megatron-core's names.
         apart: The gated layer's two halves as two tensors (`swiglu`), or as one (`fast-swiglu`).
         first_projector: The name that the projector had in NeMo 1.22.
+        rotary: Whether positions are; their frequencies are a buffer of every stage.
     """
-    renamed: State = {"model.language_model.rotary_pos_emb.inv_freq": torch.ones(12)}
+    renamed: State = {"model.language_model.rotary_pos_emb.inv_freq": torch.ones(12)} if rotary else {}
     for name, tensor in state.items():
+        if not name.startswith("model.") or name == HEADS_COPY[True]:
+            renamed[name] = tensor
+            continue
         short = name.removeprefix("model.").replace("decoder.", "encoder.")
         for new, old in LEGACY:
             if short.startswith("encoder.layers.") and new in short:
@@ -120,16 +166,28 @@ def legacy_state(state: State, *, apart: bool = False, first_projector: bool = F
     return renamed
 
 
+EXPERT: Final = re.compile(r"(.*\.mlp\.experts\.)local_experts\.(\d+)\.(.*)")
+
+
 def stacked(state: State) -> State:
-    """Layers as the first axis of one tensor, as all distributed forms have them."""
-    layers: dict[str, dict[int, torch.Tensor]] = {}
+    """Layers as the first axis of one tensor, and experts as its second, as all distributed forms have them."""
+    parts: dict[str, dict[tuple[int, ...], torch.Tensor]] = {}
     rest: State = {}
     for name, tensor in state.items():
-        if match := LAYER.fullmatch(name):
-            layers.setdefault(f"{match[1]}{match[3]}", {})[int(match[2])] = tensor
-        else:
+        if (layer := LAYER.fullmatch(name)) is None:
             rest[name] = tensor
-    return rest | {name: torch.stack([found[n] for n in sorted(found)]) for name, found in layers.items()}
+        elif (expert := EXPERT.fullmatch(layer[3])) is None:
+            parts.setdefault(f"{layer[1]}{layer[3]}", {})[int(layer[2]),] = tensor
+        else:
+            joined = f"{layer[1]}{expert[1]}experts.{expert[3]}"
+            parts.setdefault(joined, {})[int(layer[2]), int(expert[2])] = tensor
+    return rest | {name: stack(found) for name, found in parts.items()}
+
+
+def stack(parts: Mapping[tuple[int, ...], torch.Tensor]) -> torch.Tensor:
+    """One tensor of tensors by their index on its first axes."""
+    counts = [last + 1 for last in max(parts)]
+    return torch.stack([parts[index] for index in sorted(parts)]).unflatten(0, counts)
 
 
 def whole_chunks(name: str, tensor: torch.Tensor) -> tuple[int, ...]:
@@ -253,9 +311,10 @@ VISUAL: Final = {
 def nemo2_name(name: str, *, own_projector: bool = False) -> str:
     """The name that NeMo 2 gives a tensor of a model that sees."""
     if name.startswith(PROJECTOR):
-        number, kind = name.removeprefix(PROJECTOR).split(".")
-        layer = {"0": "encoder.linear_fc1", "2": "encoder.linear_fc2"}[number] if own_projector else number
-        return f"module.vision_projection.{layer}.{kind}"
+        place = name.removeprefix(PROJECTOR)
+        if own_projector:
+            place = place.replace("0.", "encoder.linear_fc1.").replace("2.", "encoder.linear_fc2.")
+        return f"module.vision_projection.{place}"
     if name.startswith(TOWER):
         return f"module.vision_model.{name.removeprefix(TOWER)}"
     return f"module.language_model.{name.removeprefix('model.')}"

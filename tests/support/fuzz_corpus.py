@@ -207,7 +207,7 @@ def targets(scratch: Path) -> dict[str, Target]:
     state = small_state()
     classic, distributed, second = small_archive(), distributed_archive(scratch), nemo2_archive()
     zarr = forms.as_zarr(small_archive(), forms.stacked(state))
-    ranks = forms.as_ranks(small_archive(), state, tensor=2, pipeline=2, layers=2)
+    ranks = forms.as_ranks(small_archive(), state, tensor=2, pipeline=2)
     header = save_safetensors(state)
     wholes = {
         "ckpt archive": classic.to_bytes(),

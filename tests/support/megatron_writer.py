@@ -3,7 +3,7 @@
 Shares nothing with the product's mappings: these lines go from transformers' names to Megatron-core's, the product's
 tables go back. The layout of each tensor stands at the line that makes it.
 
-What this writes for the models of `tests/parity/test_language_models.py` was loaded into `GPTModel` of Megatron-core
+What this writes for the models of `tests/support/language_cases.py` was loaded into `GPTModel` of Megatron-core
 0.12.2 (local spec, float32, CPU): logits agree with transformers' to 2e-6 of the largest over 900 positions, with Llama
 3.1's and interpolated positions over 9,000. Falcon's layers are NeMo's own, and were not run.
 """
@@ -28,12 +28,11 @@ PADDED: Final = 512
 """Rows of the embedding, as NeMo pads them."""
 
 
-def write_state(model: PreTrainedModel, *, distributed: bool, local: bool, norms: float = 0.0) -> State:
-    """Give a model's tensors under Megatron-core's names.
+def write_state(model: PreTrainedModel, *, local: bool, norms: float = 0.0) -> State:
+    """Give a model's tensors under Megatron-core's names, layers and experts with their numbers.
 
     Args:
         model: A causal language model of transformers.
-        distributed: Stacked by layers (and experts), as in `model_weights/`; else as in `model_weights.ckpt`.
         local: Norms as the local spec names them, else as Transformer Engine does.
         norms: Is added to every weight of a norm.
     """
@@ -51,7 +50,7 @@ def write_state(model: PreTrainedModel, *, distributed: bool, local: bool, norms
                 layer[name] = layer[name] + norms
     if local:
         layers = [{_local(name): tensor for name, tensor in layer.items()} for layer in layers]
-    return written | (_stack(layers) if distributed else _number(layers))
+    return written | {f"{LAYERS}{n}.{name}": tensor for n, layer in enumerate(layers) for name, tensor in layer.items()}
 
 
 def _pad(matrix: Tensor) -> Tensor:
@@ -62,26 +61,6 @@ def _local(name: str) -> str:
     return name.replace("self_attention.linear_qkv.layer_norm_", "input_layernorm.").replace(
         "mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm."
     )
-
-
-def _number(layers: list[State]) -> State:
-    return {f"{LAYERS}{n}.{name}": tensor for n, layer in enumerate(layers) for name, tensor in layer.items()}
-
-
-def _stack(layers: list[State]) -> State:
-    """[layers, …]; experts [layers, experts, …] under a name without their number."""
-    stacked: State = {}
-    for name in layers[0]:
-        if ".local_experts." not in name:
-            stacked[f"{LAYERS}{name}"] = torch.stack([layer[name] for layer in layers])
-        elif ".local_experts.0." in name:
-            rest = name.partition(".local_experts.0.")[2]
-            experts = [
-                torch.stack([t for n, t in layer.items() if n.endswith(rest) and ".local_experts." in n])
-                for layer in layers
-            ]
-            stacked[f"{LAYERS}mlp.experts.experts.{rest}"] = torch.stack(experts)
-    return stacked
 
 
 def _fuse(query: Tensor, key: Tensor, value: Tensor, groups: int) -> Tensor:

@@ -64,12 +64,14 @@ def join(tokens: Tensor, *, by_line: bool) -> Tensor:
     return torch.stack([torch.cat([at(r, c), at(r, c + 1), at(r + 1, c), at(r + 1, c + 1)]) for r, c in places])
 
 
-def make_whole(kind: str, *, siglip: bool, feature: str, edge: int, rows: int, stretched: float = 1.0) -> Whole:
+def make_whole(
+    kind: str, *, siglip: bool, feature: str, edge: int, rows: int, stretched: float = 1.0, groups: int = 2
+) -> Whole:
     """Make a model of random weights; `kind` is `mm_projector_type`, `stretched` the factor of its positions."""
     torch.manual_seed(11)
     config = LlamaConfig(
         vocab_size=rows, hidden_size=HIDDEN, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512,
+        num_key_value_heads=groups, max_position_embeddings=512,
         rope_parameters={"rope_type": "linear", "factor": stretched, "rope_theta": 5e5},
     )  # fmt: skip
     llm = LlamaForCausalLM(config).float().eval()

@@ -142,10 +142,22 @@ def nemo_name(name: str) -> str:
     return name
 
 
-def whole(perception: Perception, adapters: State | None = None, peft: dict[str, Any] | None = None) -> Archive:
-    """The archive of a whole model: NeMo writes values without tensors into it too."""
+def whole(
+    perception: Perception,
+    adapters: State | None = None,
+    peft: dict[str, Any] | None = None,
+    language: State | None = None,
+) -> Archive:
+    """The archive of a whole model: NeMo writes values without tensors into it too.
+
+    Args:
+        perception: The speech encoder.
+        adapters: LoRA's tensors.
+        peft: NeMo's `peft` section.
+        language: Of a language model as large as the tiny NeVA's; by default that one.
+    """
     archive = Archive.read(CLASSIC)
-    language = {name: tensor for name, tensor in state_of(archive).items() if "mm_projector" not in name}
+    language = language or {name: tensor for name, tensor in state_of(archive).items() if "mm_projector" not in name}
     nothing = {
         "model.decoder.layers.0.self_attention.linear_qkv._extra_state": io.BytesIO(),
         "model.decoder.layers.0.mlp.linear_fc1._extra_state": None,

@@ -59,8 +59,8 @@ _KINDS: Final = re.compile(rf"{_BACKBONE}\.self_attention\.query_key_value\.(?:w
 _COPIES: Final = re.compile(r"model\.decoder\..*")
 """Copies that Megatron keeps the same to the bit. Other modules are trained by each rank alone, and rank 0 counts."""
 _LAYER: Final = re.compile(r"(model\.decoder\.layers\.)(\d+)(\..*)")
-_STAGE_COPIES: Final = frozenset({"model.rotary_pos_emb.inv_freq"})
-"""Buffers that every stage has."""
+_STAGE_COPIES: Final = re.compile(r"model\.rotary_pos_emb\.inv_freq|perception\..*")
+"""What every stage has: a buffer, and the speech encoder, which the first stage alone computes."""
 _TIED: Final = frozenset({"model.output_layer.weight", "model.word_embeddings.weight"})
 """Copies of the embedding in the last stage, where head and embedding are one."""
 
@@ -128,7 +128,7 @@ class RankedSource:
         return np.concatenate(parts, axis=merged.axis, out=empty(info.shape, CARRIERS[info.dtype]))
 
     def _add(self, stored: str, name: str, ranks: tuple[TensorSource, ...]) -> None:
-        if name in _STAGE_COPIES and name in self._tensors:
+        if name in self._tensors and _STAGE_COPIES.fullmatch(name) is not None:
             return
         if name in _TIED and self._config.tied:
             return

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,13 +25,12 @@ from multimodal_builder.checkpoints.distributed import open_distributed
 from multimodal_builder.checkpoints.members import DirectoryMembers
 from multimodal_builder.checkpoints.names import NamedSource
 from multimodal_builder.inspection import inspect
-from support import forms
+from support import forms, upstream
 from support.archives import CKPT, CLASSIC, CLIP, Archive
 from support.states import State, keep_tensors, saved, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from multimodal_api.errors import Failure
 
@@ -112,7 +112,7 @@ def test_ranks_are_merged(tmp_path: Path, state: State, tensor: int, pipeline: i
     groups = max(2, tensor)
     whole = with_groups(state, groups) if groups > 2 else state
     expected = convert(ckpt(whole).set_config("num_query_groups", groups).write(tmp_path), tmp_path / "expected")
-    archive = forms.as_ranks(Archive.read(CLASSIC), whole, tensor=tensor, pipeline=pipeline, layers=LAYERS)
+    archive = forms.as_ranks(Archive.read(CLASSIC), whole, tensor=tensor, pipeline=pipeline)
     path = archive.set_config("num_query_groups", groups).write(tmp_path, "ranks.nemo")
     if unpacked:
         path = forms.unpack(archive, tmp_path / "ranks")
@@ -155,7 +155,7 @@ def test_adapters_of_several_ranks_are_merged(tmp_path: Path, state: State, shap
         adapted[f"{adapter}.linear_in.weight"] = torch.randn(4, inputs, generator=chance)
         adapted[f"{adapter}.linear_out.weight"] = torch.randn(outputs, 4, generator=chance)
     expected = convert(ckpt(adapted).write(tmp_path), tmp_path / "expected")
-    archive = forms.as_ranks(Archive.read(CLASSIC), adapted, tensor=2, pipeline=2, layers=LAYERS)
+    archive = forms.as_ranks(Archive.read(CLASSIC), adapted, tensor=2, pipeline=2)
     found = convert(archive.write(tmp_path, "ranks.nemo"), tmp_path / "out")
     assert same(found, expected)
     assert not same(found, convert(ckpt(state).write(tmp_path), tmp_path / "without"))
@@ -163,31 +163,23 @@ def test_adapters_of_several_ranks_are_merged(tmp_path: Path, state: State, shap
 
 def test_a_tied_head_in_the_last_stage_is_the_embedding(tmp_path: Path, state: State) -> None:
     """Megatron keeps a copy of a tied embedding where the head is computed."""
-    tied = state | {"model.output_layer.weight": state["model.embedding.word_embeddings.weight"]}
-    archive = forms.as_ranks(Archive.read(CLASSIC), tied, tensor=2, pipeline=2, layers=LAYERS)
-    archive.set_config("share_embeddings_and_output_weights", True)  # noqa: FBT003
+    archive = Archive.read(CLASSIC).set_config("share_embeddings_and_output_weights", True)  # noqa: FBT003
+    tied = {name: tensor for name, tensor in state.items() if "output_layer" not in name}
+    archive = forms.as_ranks(archive, tied, tensor=2, pipeline=2)
     found = convert(archive.write(tmp_path), tmp_path / "out")
     assert "llm/lm_head.weight" not in found
 
 
-def test_merging_gated_slices_plainly_would_be_seen(state: State, wanted: Weights) -> None:
-    """The trap of this form: all shapes fit when the slices are put one behind the other."""
-    fused = state["model.decoder.layers.0.mlp.linear_fc1.weight"]
-    plain = torch.cat([forms.slice_of("linear_fc1.weight", fused, rank, 2) for rank in (0, 1)])
-    assert plain.shape == fused.shape
-    assert not torch.equal(plain.chunk(2)[0], wanted["llm/model.layers.0.mlp.gate_proj.weight"])
-
-
 @pytest.mark.parametrize("missing", ["tp_rank_01_pp_rank_001", "tp_rank_00_pp_rank_000"])
 def test_missing_ranks_are_named(tmp_path: Path, state: State, missing: str) -> None:
-    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=2, layers=LAYERS)
+    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=2)
     del archive.members[f"{missing}/model_weights.ckpt"]
     (problem,) = problems_of(archive.write(tmp_path))
     assert "saved by 4 ranks, and holds the weights of 3" in problem.problem
 
 
 def test_ranks_that_all_are_missing_but_the_first_are_noticed(tmp_path: Path, state: State) -> None:
-    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=1, layers=LAYERS)
+    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=1)
     del archive.members["mp_rank_01/model_weights.ckpt"]
     (problem,) = problems_of(archive.write(tmp_path))
     assert "saved by 2 ranks" in problem.problem
@@ -204,7 +196,7 @@ def test_ranks_that_all_are_missing_but_the_first_are_noticed(tmp_path: Path, st
 def test_ranks_that_do_not_fit_together_are_refused(
     tmp_path: Path, state: State, change: Callable[[State], Any], says: str
 ) -> None:
-    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=1, layers=LAYERS)
+    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=1)
     part = {name: forms.slice_of(name, tensor, 1, 2) for name, tensor in state.items()}
     change(part)
     archive.members["mp_rank_01/model_weights.ckpt"] = saved(part)
@@ -214,7 +206,7 @@ def test_ranks_that_do_not_fit_together_are_refused(
 
 
 def test_copies_that_differ_between_ranks_are_refused(tmp_path: Path, state: State) -> None:
-    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=1, layers=LAYERS)
+    archive = forms.as_ranks(Archive.read(CLASSIC), state, tensor=2, pipeline=1)
     norm = "model.decoder.final_layernorm.weight"
     part = {name: forms.slice_of(name, tensor, 1, 2) for name, tensor in state.items()} | {norm: torch.zeros(96)}
     archive.members["mp_rank_01/model_weights.ckpt"] = saved(part)
@@ -460,3 +452,8 @@ def test_experts_are_given_out_one_by_one(tmp_path: Path, form: str) -> None:
         for layer, expert in product(range(2), range(4)):
             one = f"model.decoder.layers.{layer}.mlp.experts.local_experts.{expert}.{name.rpartition('experts.')[2]}"
             assert torch.equal(torch.from_numpy(source.read(one)), tensor[layer, expert])
+
+
+def test_the_page_says_which_model_is_read_in_which_form() -> None:
+    page = Path(__file__).resolve().parents[3] / "docs/reference/checkpoints.md"
+    assert upstream.table() in page.read_text()

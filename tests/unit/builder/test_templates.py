@@ -5,51 +5,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sentencepiece
 
 from multimodal_api.families import Family
-from multimodal_builder.sentencepiece_tokenizer import convert_sentencepiece
-from multimodal_builder.templates import CONVERSATIONS, SEQUENCE_MARKS, media_marks, prompt_template
-from multimodal_builder.tokenizer import ConvertedTokenizer, Usage
-from multimodal_recipes.prompt import MediaSlot, Medium, Prompt, Turn, render
+from multimodal_builder.templates import CONVERSATIONS, media_marks, prompt_template
+from multimodal_recipes.prompt import render
 from multimodal_recipes.tokenizer import TOKENIZER_NAME, Tokenizer
 from support.archives import DISTRIBUTED, Archive
-
-GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden_prompts.json").read_text())
-MEDIA = Medium((MediaSlot(4),))
-QUESTIONS = ("How many red circles are there?", "And what is left of the blue square?")
-TURNS = {
-    "one": (Turn((MEDIA, QUESTIONS[0])),),
-    "two": (Turn((MEDIA, QUESTIONS[0]), answer="Three."), Turn((QUESTIONS[1],))),
-}
+from support.golden import GOLDEN, TURNS, convert, served, training_ids
 
 
 @pytest.fixture(scope="module")
 def sentencepieces() -> bytes:
     archive = Archive.read(DISTRIBUTED)
     return archive.members[archive.config()["tokenizer"]["model"].removeprefix("nemo:")]
-
-
-def convert(data: bytes, name: str, *, start_end: bool = False) -> ConvertedTokenizer:
-    conversation, marks = CONVERSATIONS[name], media_marks("nvgpt")
-    usage = Usage(
-        template=prompt_template(conversation, Family.NEVA, marks, start_end=start_end),
-        marks=marks,
-        positions=4096,
-        replaced=SEQUENCE_MARKS if conversation.sequence_marks else {},
-    )
-    return convert_sentencepiece(data, usage, at="tokenizer.model")
-
-
-def served(converted: ConvertedTokenizer, folder: Path, turns: str) -> Prompt:
-    path = folder / TOKENIZER_NAME
-    path.write_bytes(converted.files[TOKENIZER_NAME])
-    return Tokenizer(path, add_bos=False).encode(render(converted.template, TURNS[turns]))
 
 
 def test_there_is_a_golden_prompt_of_every_template() -> None:
@@ -59,16 +31,13 @@ def test_there_is_a_golden_prompt_of_every_template() -> None:
 @pytest.mark.parametrize("turns", list(TURNS))
 @pytest.mark.parametrize("name", list(GOLDEN))
 def test_a_prompt_has_the_ids_of_training(sentencepieces: bytes, tmp_path: Path, name: str, turns: str) -> None:
-    golden = GOLDEN[name][turns]
-    ids = list(golden["ids"])
     prompt = served(convert(sentencepieces, name), tmp_path, turns)
     (span,) = prompt.media
     assert span.length == 4
-    media = ids[span.start : span.start + span.length]
+    media = GOLDEN[name][turns]["ids"][span.start : span.start + span.length]
     pieces = sentencepiece.SentencePieceProcessor(model_proto=sentencepieces)
     assert pieces.id_to_piece(media) == ["<extra_id_4>", "<extra_id_3>", "<extra_id_3>", "<extra_id_5>"]
-    ids[span.start : span.start + span.length] = prompt.ids[span.start : span.start + span.length]
-    assert list(prompt.ids) == ids
+    assert list(prompt.ids) == training_ids(name, turns, prompt)
 
 
 @pytest.mark.parametrize("name", list(GOLDEN))

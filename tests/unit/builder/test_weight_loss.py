@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import random
 import re
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,8 +16,8 @@ from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.inspection import inspect
-from support import forms
-from support.archives import CKPT, CLASSIC, DISTRIBUTED, Archive
+from support import forms, upstream
+from support.archives import CKPT, CLASSIC, CLIP, DISTRIBUTED, Archive
 from support.states import State, saved, state_of
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 STATE = state_of(Archive.read(CLASSIC))
 METADATA = "model_weights/.metadata"
+EMBEDDING = "model.embedding.word_embeddings.weight"
+"""Without it there is no size of the vocabulary, which is an error of its own."""
 INDEX = pickle.loads(Archive.read(DISTRIBUTED).members[METADATA])  # noqa: S301 (our own file)
 
 OTHER_LAYERS = re.compile(r"vision_encoder.*\.layers\.[1-9]")
@@ -87,10 +91,53 @@ def test_a_wrong_prefix_is_noticed(tmp_path: Path) -> None:
 
 def test_layers_in_another_order_are_not_taken_for_these(tmp_path: Path) -> None:
     """A stage that is missing in the middle would number the layers behind it anew."""
-    archive = forms.as_ranks(Archive.read(CLASSIC), STATE, tensor=1, pipeline=2, layers=2)
+    archive = forms.as_ranks(Archive.read(CLASSIC), STATE, tensor=1, pipeline=2)
     first = archive.members["tp_rank_00_pp_rank_000/model_weights.ckpt"]
     archive.members["tp_rank_00_pp_rank_001/model_weights.ckpt"] = first
     paths = CheckpointPaths(visual=archive.write(tmp_path))
     inspection, _, opened = inspect(paths, family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None)
     opened.close()
     assert "two pipeline stages hold this tensor" in inspection.problems[0].problem
+
+
+LAYERS = 2
+MADE_OF = {"linear_qkv.weight": 3, "linear_fc1.weight": 2}
+"""Parameters that one tensor sets, where it is not one."""
+
+
+def everywhere(name: str) -> list[str]:
+    """A tensor of all layers, so that it has a name in stacked forms too."""
+    return [name.replace("{n}", str(layer)) for layer in range(LAYERS)] if "{n}" in name else [name]
+
+
+def parameters_of(name: str) -> int:
+    return len(everywhere(name)) * next((count for end, count in MADE_OF.items() if name.endswith(end)), 1)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("form", upstream.forms_of("neva"))
+def test_both_lists_of_differences_are_told_in_every_form(tmp_path: Path, form: str, seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311 (chooses names)
+    archive, state = upstream.read_classic(CLASSIC)
+    archive.set_config("num_query_groups", 4)  # so many that four ranks can share them out
+    state |= {name: torch.zeros(12 * 24, 96) for name in state if name.endswith("linear_qkv.weight")}
+    names = sorted({re.sub(r"\.layers\.\d+\.", ".layers.{n}.", name) for name in state} - {EMBEDDING})
+    lost = chance.sample(names, 3)
+    places = ("model.decoder.layers.{n}.mlp.", "model.embedding.", "model.decoder.")
+    added = [f"{place}{chance.randrange(10**6)}.weight" for place in chance.choices(places, k=4)]
+    for name in (other for each in lost for other in everywhere(each)):
+        del state[name]
+    state |= {name: torch.ones(4) for each in added for name in everywhere(each)}
+    shutil.copytree(CLIP, tmp_path / "clip")
+    paths = upstream.FORMS[form].write(archive, state, tmp_path)
+    inspection, _, opened = inspect(
+        CheckpointPaths(visual=paths.visual, llm=paths.llm),
+        family=Family.NEVA,
+        llm_type=LlmType.LLAMA,
+        dtype=Dtype.FLOAT32,
+        limits=None,
+    )
+    opened.close()
+    (problem,) = inspection.problems
+    assert f"{sum(map(parameters_of, lost))} missing: " in problem.problem
+    assert f"{sum(len(everywhere(name)) for name in added)} left over: " in problem.problem
