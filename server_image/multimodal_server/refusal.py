@@ -33,5 +33,9 @@ class Refusal(Exception):  # noqa: N818 -- its name stands in what PyTriton prin
     __traceback__ = property(lambda _: None, lambda _, __: None)  # PyTriton would print it
 
     def __init__(self, failure: Failure) -> None:
-        code = _CODES.get(failure.reason, "INTERNAL")
-        super().__init__(MARK + json.dumps({"code": code, "message": f"{failure.reason}: {failure}"}))
+        super().__init__(MARK + json.dumps(words(failure)))
+
+
+def words(failure: Failure) -> dict[str, str]:
+    """Say what Triton is told of a failure: one of its codes, and a message."""
+    return {"code": _CODES.get(failure.reason, "INTERNAL"), "message": f"{failure.reason}: {failure}"}

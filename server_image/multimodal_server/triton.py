@@ -30,22 +30,24 @@ from pytriton.models.model import Model
 from multimodal_api import wire
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
-from multimodal_server import triton_model, triton_stream
+from multimodal_server import triton_calls, triton_model, triton_stream
+from multimodal_server.calls import Place
 from multimodal_server.gone import Gone
 from multimodal_server.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from types import ModuleType
 
     from numpy.typing import NDArray
     from pytriton.proxy.types import Request
 
-    Answer = Callable[[Mapping[str, NDArray[Any]]], list[str]]
+    from multimodal_server.calls import Answer
+
     Stream = Callable[[Mapping[str, NDArray[Any]]], AsyncGenerator[list[str], None]]
     Outputs = list[dict[str, NDArray[Any]]]
-    Whole = Callable[[list[Request]], Outputs]
     Pieces = Callable[[list[Request]], AsyncGenerator[Outputs, None]]
-    Callables = list[Whole] | Pieces
+    Callables = list[Answer] | Pieces
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -95,16 +97,49 @@ class _Count:
             self.value -= 1
 
 
-class _Model(Model):  # type: ignore[misc]  # pytriton ships no types
-    """A model whose errors pass through `triton_model.py`."""
+class _Pieces(Model):  # type: ignore[misc]  # pytriton ships no types
+    """The model of answers in pieces: PyTriton's, with errors and requests that pass through `triton_model.py`."""
 
     def get_proxy_model_files(self) -> dict[str, bytes]:
         files: dict[str, bytes] = super().get_proxy_model_files()
-        entry = f"file:{self.model_version}/model.py"
-        files[f"file:{self.model_version}/pytriton_model.py"] = files[entry]
-        files[entry] = Path(triton_model.__file__).read_bytes()
-        files[f"file:{self.model_version}/triton_stream.py"] = Path(triton_stream.__file__).read_bytes()
-        return files
+        files[f"file:{self.model_version}/pytriton_model.py"] = files[f"file:{self.model_version}/model.py"]
+        return files | _files(self.model_version, triton_model, triton_stream)
+
+
+class _Whole(Model):  # type: ignore[misc]  # pytriton ships no types
+    """The model of whole answers: each of its instances, a process of Triton's, asks one of its functions."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**settings)
+        self._places: list[Place] = []
+
+    def get_proxy_model_files(self) -> dict[str, bytes]:
+        return _files(self.model_version, triton_model, triton_calls)
+
+    def setup(self) -> None:
+        """Connect: Triton has loaded the model."""
+        self._places = [
+            Place(self._workspace.path / triton_calls.name(str(number)), answer)
+            for number, answer in enumerate(self.infer_functions)
+        ]
+
+    def clean(self) -> None:
+        for place in self._places:
+            place.close()
+
+    def is_alive(self) -> bool:
+        return bool(self._places) and all(place.is_alive() for place in self._places)
+
+
+def _files(version: int, entry: ModuleType, *beside: ModuleType) -> dict[str, bytes]:
+    """Name files of ours as Triton is given them: the model itself, and what it imports."""
+    names = {"model.py": entry} | {f"{module.__name__.rpartition('.')[2]}.py": module for module in beside}
+    return {f"file:{version}/{name}": Path(str(module.__file__)).read_bytes() for name, module in names.items()}
+
+
+def _model(*, config: ModelConfig, **settings: object) -> Model:
+    """Make a model, in the place of PyTriton's class."""
+    return (_Pieces if config.decoupled else _Whole)(config=config, **settings)
 
 
 class _Server(pytriton.triton.Triton):  # type: ignore[misc]  # pytriton ships no types
@@ -130,7 +165,7 @@ class Triton:
             load_seconds: how long `publish` may wait for `open`.
             stop_seconds: how long requests may go on after `stop` is called.
         """
-        pytriton.triton.Model = _Model
+        pytriton.triton.Model = _model
         # `publish` waits for the engine, which takes longer than PyTriton waits for a model.
         pytriton.models.manager.ModelClient = partial(ModelClient, inference_timeout_s=load_seconds)
         # It warns that it waits longer for a model than for a server: so it should.
@@ -199,7 +234,7 @@ class Triton:
         # Triton loads one model after the other. This one is loaded at once, and its requests wait for the engine; the
         # other is loaded when the engine is there: whoever waits for it waits for both.
         self._offer(name + wire.STREAM_SUFFIX, version, _streaming(stream, self._running, gone), inputs)
-        instances = [_callable(answer, self._running) for _ in range(min(concurrency, MAX_INSTANCES))]
+        instances = [_counted(answer, self._running)] * min(concurrency, MAX_INSTANCES)
         self._offer(name, version, instances, inputs)
         self._models = (name, name + wire.STREAM_SUFFIX)
 
@@ -322,19 +357,12 @@ def _clear(workspace: Path) -> None:
         segment.unlink(missing_ok=True)
 
 
-def _callable(answer: Answer, running: _Count) -> Whole:
-    """Make one instance; PyTriton tells instances apart by the identity of their function."""
+def _counted(answer: Answer, running: _Count) -> Answer:
+    def counted(tensors: Mapping[str, NDArray[Any]]) -> list[str]:
+        with running:
+            return answer(tensors)
 
-    def infer(requests: list[Request]) -> Outputs:
-        (request,) = requests
-        try:
-            with running:
-                texts = answer(request.data)
-        except ProductError as error:
-            raise Refusal(error.failure) from None
-        return _outputs(texts)
-
-    return infer
+    return counted
 
 
 def _streaming(stream: Stream, running: _Count, gone: Gone) -> Pieces:
@@ -346,15 +374,11 @@ def _streaming(stream: Stream, running: _Count, gone: Gone) -> Pieces:
             with running, gone.cancels(request.parameters[triton_stream.NUMBER]):
                 async with aclosing(stream(request.data)) as pieces:
                     async for texts in pieces:
-                        yield _outputs(texts)
+                        yield [{wire.OUTPUTS.name: np.array([[text.encode()] for text in texts], dtype=object)}]
         except ProductError as error:
             raise Refusal(error.failure) from None
 
     return infer
-
-
-def _outputs(texts: Sequence[str]) -> Outputs:
-    return [{wire.OUTPUTS.name: np.array([[text.encode()] for text in texts], dtype=object)}]
 
 
 def _describe(tensor: wire.Tensor) -> TritonTensor:

@@ -1,9 +1,9 @@
-"""Runs in Triton's own process, between Triton and PyTriton's proxy model: errors reach clients as errors, with a code.
+"""Runs in Triton's own process, as the `model.py` of both models.
 
-Without it PyTriton answers every error with code INTERNAL and a stack trace of its own files as the message, and on a
-busy machine a model with several instances often cannot start: all but the first give the first one second. This file
-is sent to Triton as the model's `model.py`, with PyTriton's own beside it as `pytriton_model.py`, and with
-`triton_stream.py`; nothing else of this project is there, so it imports nothing else of it.
+Whole answers come over `triton_calls.py`. Answers in pieces come through PyTriton's proxy model, which knows errors
+only as stack traces of its own files, with code INTERNAL: they are put right here. Beside this file lies what it
+imports, and nothing else of this project: `triton_calls.py`, or PyTriton's files, its own model as
+`pytriton_model.py`, and `triton_stream.py`.
 """
 
 from __future__ import annotations
@@ -11,71 +11,79 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import socket
 import time
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 REFUSAL: Final = re.compile(r"multimodal-refusal:(\{.*\})")
 GATE: Final = "open"
 """A file in PyTriton's workspace; the front makes it."""
-HANDSHAKE_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.01
 
 
 class TritonPythonModel:
-    """PyTriton's model, with errors put right, and in the streaming model an eye on clients that go away."""
+    """A model that the front answers."""
 
     def __init__(self) -> None:
         self._triton = importlib.import_module("triton_python_backend_utils")
-        self._proxy = importlib.import_module(".pytriton_model", __package__).TritonPythonModel()
-        self._first = True
+        self._output = ""
+        self._calls: Any = None
+        """Of the model of whole answers."""
+        self._proxy: Any = None
+        """PyTriton's model, of the streaming model."""
         self._watch: Any = None
         """Of the streaming model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Start the proxy; the first instance offers a socket that all others ask for its configuration."""
+        """Begin to listen to the front."""
         config = json.loads(args["model_config"])
         workspace = Path(config["parameters"]["workspace-path"]["string_value"])
-        self._first = args["model_instance_name"].endswith("_0")
-        if not self._first:
-            _wait_for_handshake(workspace / f"{args['model_name']}-config.sock")
-        self._proxy.initialize(args)
         if config.get("model_transaction_policy", {}).get("decoupled"):
+            self._proxy = importlib.import_module(".pytriton_model", __package__).TritonPythonModel()
+            self._proxy.initialize(args)
             streaming = importlib.import_module(".triton_stream", __package__)
             self._watch = streaming.Watch(workspace, lambda wrong: self._error(wrong.error().message()))
             return
+        (output,) = config["output"]
+        self._output = output["name"]
+        calls = importlib.import_module(".triton_calls", __package__)
+        self._calls = calls.Calls(workspace / calls.name(args["model_instance_name"]))
         # A model is ready when all its instances are: not before the worker has answered a question.
-        while self._first and not (workspace / GATE).exists():
+        while not (workspace / GATE).exists():
             time.sleep(POLL_SECONDS)
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answer requests; Triton gives one at a time, since the model's largest batch is 1."""
         (request,) = requests
-        if self._watch is not None:
-            self._stream(request)
-            return None
         empty = self._empty(request)
-        if empty is not None:
-            return [empty]
-        try:
-            answers: list[Any] = self._proxy.execute(requests)
-        except self._triton.TritonModelException as error:
-            return [self._error(str(error))]
-        return answers
+        if self._watch is None:
+            return [empty or self._answer(request)]
+        if empty is None:
+            self._stream(request)
+        else:
+            request.get_response_sender().send(empty, self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return None
+
+    def _answer(self, request: Any) -> Any:  # noqa: ANN401 -- Triton's
+        """Ask the front, and wait."""
+        said = self._calls.ask({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
+        if said is None:
+            return self._lost()
+        if "texts" not in said:
+            return self._refusal(said["code"], said["message"])
+        texts = np.array([[text.encode()] for text in said["texts"]], dtype=object)
+        return self._triton.InferenceResponse(output_tensors=[self._triton.Tensor(self._output, texts)])
 
     def _stream(self, request: Any) -> None:  # noqa: ANN401 -- Triton's
         """Hand a request on; its responses come later."""
-        empty = self._empty(request)
-        if empty is not None:
-            request.get_response_sender().send(empty, self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            return
         watched = self._watch.take(request)
         self._proxy.execute([watched])
         self._watch.add(watched)
 
     def _empty(self, request: Any) -> Any | None:  # noqa: ANN401 -- Triton's
-        """Refuse a tensor without elements, which PyTriton cannot send on."""
+        """Refuse a tensor without elements, which cannot be sent on."""
         empty = [tensor.name() for tensor in request.inputs() if 0 in tensor.shape()]
         if not empty:
             return None
@@ -86,7 +94,7 @@ class TritonPythonModel:
         found = REFUSAL.search(said)
         if found is None:
             self._triton.Logger.log_error(said)
-            return self._refusal("INTERNAL", "Internal: server: the request was lost; see its log")
+            return self._lost()
         refusal = json.loads(found[1])
         return self._refusal(refusal["code"], refusal["message"])
 
@@ -94,26 +102,12 @@ class TritonPythonModel:
         error = self._triton.TritonError(message, getattr(self._triton.TritonError, code))
         return self._triton.InferenceResponse(output_tensors=[], error=error)
 
+    def _lost(self) -> Any:  # noqa: ANN401 -- Triton's
+        return self._refusal("INTERNAL", "Internal: server: the request was lost; see its log")
+
     def finalize(self) -> None:
-        """Stop the proxy; only the first instance owns shared memory, and each other one would wait a second."""
-        if self._first:
+        """Stop listening."""
+        if self._proxy is None:
+            self._calls.close()
+        else:
             self._proxy.finalize()
-
-
-def _wait_for_handshake(path: Path) -> None:
-    """Wait until the first instance answers; PyTriton then asks it again, and is answered at once."""
-    ends = time.monotonic() + HANDSHAKE_SECONDS
-    while not _answers(path) and time.monotonic() < ends:
-        time.sleep(POLL_SECONDS)
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as asking:
-        asking.settimeout(HANDSHAKE_SECONDS)
-        try:
-            asking.connect(path.as_posix())
-            asking.sendall(b"get_config\n")
-            size = int.from_bytes(asking.recv(4, socket.MSG_WAITALL), "big")
-            return size > 0 and len(asking.recv(size, socket.MSG_WAITALL)) == size
-        except OSError:  # not made yet, or not listening yet
-            return False

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from http import HTTPStatus
 from pathlib import Path
 
@@ -114,8 +114,12 @@ def test_a_full_queue_refuses_at_once_and_answers_the_rest(start: Callable[[Path
             return str(error)
         return "answered"
 
+    os.kill(server.worker(), signal.SIGSTOP)  # no answer ends before the queue is full
     with ThreadPoolExecutor(MAX_QUEUED + 10) as threads:
-        ends = list(threads.map(ask, range(MAX_QUEUED + 10)))
+        asked = [threads.submit(ask, number) for number in range(MAX_QUEUED + 10)]
+        wait(asked, END_SECONDS, FIRST_COMPLETED)
+        os.kill(server.worker(), signal.SIGCONT)
+    ends = [each.result() for each in asked]
     refused = [end for end in ends if end != "answered"]
     assert ends.count("answered") >= MAX_QUEUED
     assert refused, "the queue has no bound"
