@@ -1,9 +1,14 @@
-"""What the served path costs over a direct call of the engine: `python benchmarks/server.py`.
+"""What the ports cost over a direct call of the engine: `python benchmarks/server.py`.
 
-The tiny NeVA of `examples/` is built into an engine and answers in two ways: through the worker's own scheduler,
+The tiny NeVA of `examples/` is built into an engine and answers in several ways: through the worker's own scheduler,
 encoder and backend in this process, with prompt and pixels made beforehand (direct), and through `multimodal-server`
-over HTTP (served: Triton, PyTriton, checks, tokenizer, preprocessing, socket). Both take turns in short rounds, so that
-a busy machine slows both; every request has a picture of its own, so that nothing comes from a cache.
+over each of its ports. All take turns in rounds, so that a busy machine slows all of them; every request has a picture
+of its own, so that nothing comes from a cache. Clients run in a process of their own, and make what they send before a
+turn begins.
+
+On a machine of few CPUs the engine loses to clients, Triton and front what they compute, however little they wait for
+each other. `--apart` gives the engine, here and in the server, one CPU of its own and everything else the other ones:
+as where an engine computes on a GPU. `--steps` says where the time of one request goes instead.
 """
 
 from __future__ import annotations
@@ -11,31 +16,29 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
+from asking import EDGE, picture
+from processes import Clients, Empty, Served, Server, Turn
 
 from multimodal_api.engine import MODEL_DIR, Backend, BuildInputs, Dtype, Limits, SourceIdentity
 from multimodal_api.families import Family, LlmType
 from multimodal_api.worker_protocol import Done, Generate, MediaInput, MediaSpan, Sampling
-from multimodal_client import Client
 from multimodal_recipes.images import preprocess
 from multimodal_recipes.layout import lay_out
-from multimodal_recipes.prompt import Turn, render
+from multimodal_recipes.prompt import Turn as Said
+from multimodal_recipes.prompt import render
 from multimodal_server.engine import open_engine
-from multimodal_server.triton import free_port
 from multimodal_server.worker_client import WORKER_ENVIRONMENT
 from multimodal_worker.backends import LOADERS
 from multimodal_worker.device import DeviceThread, cpu_threads
@@ -43,19 +46,23 @@ from multimodal_worker.encoder import BatchedEncoder, MediaCache
 from multimodal_worker.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from multimodal_api.worker_protocol import Message
 
+    Way = Callable[[int, int, int], Turn]
+    """Takes a turn: seed of the pictures, requests, concurrency."""
+
 CHECKPOINT: Final = Path(__file__).parent.parent / "examples/tiny/neva/neva.nemo"
 QUESTION: Final = "Describe the picture."
-EDGE: Final = 336
-MAX_OUTPUT_LEN: Final = 16
-CONCURRENCIES: Final = (1, 8)
-START_SECONDS: Final = 300.0
-END_SECONDS: Final = 60.0
+TOKENS: Final = 16
+CONCURRENCIES: Final = {1: 16, 32: 128}
+"""With the requests of a turn."""
+DIRECT: Final = "direct"
+ENGINE_CPU: Final = 0
+"""With `--apart`."""
 
 
 @dataclass
@@ -96,7 +103,7 @@ class Direct:
         """Do what the front does, beforehand."""
         recipe = self._served.recipe
         vision = recipe.seeing()
-        prompt = self._served.tokenizer.encode(render(recipe.template, (Turn((lay_out(vision), QUESTION)),)))
+        prompt = self._served.tokenizer.encode(render(recipe.template, (Said((lay_out(vision), QUESTION)),)))
         pixels = preprocess(frame[None], vision.preprocessing, at="picture")
         self._next += 1
         request = Generate(
@@ -109,66 +116,33 @@ class Direct:
                 ),
             ),
             sampling=Sampling(),
-            max_new_tokens=MAX_OUTPUT_LEN,
+            max_new_tokens=TOKENS,
             stop_token_ids=self._served.stop_token_ids,
+            stream=False,
         )
         return request, bytearray(pixels.tobytes())
 
-    def measure(self, frames: Sequence[NDArray[np.uint8]], concurrency: int) -> list[float]:
-        """Answer all, `concurrency` at a time; seconds of each."""
-        waiting = deque(self.prepare(frame) for frame in frames)
-        seconds: list[float] = []
+    def __call__(self, seed: int, count: int, concurrency: int) -> Turn:
+        """Take a turn."""
+        random = np.random.default_rng(seed)
+        waiting = deque(self.prepare(picture(random)) for _ in range(count))
+        moments: list[tuple[float, float]] = []
 
         async def one_after_another() -> None:
             while waiting:
                 request, pixels = waiting.popleft()
-                begun = time.perf_counter()
+                asked = time.perf_counter()
                 end = self._ends[request.request_id] = self.loop.create_future()
                 await self._scheduler.submit(request, [pixels])
                 await end
-                seconds.append(time.perf_counter() - begun)
+                moments.append((asked, time.perf_counter()))
 
         async def all_of_them() -> None:
             await asyncio.gather(*(one_after_another() for _ in range(concurrency)))
 
+        cpu, begun = time.process_time(), time.perf_counter()
         self.loop.run_until_complete(all_of_them())
-        return seconds
-
-
-class Served:
-    """`multimodal-server` as a process."""
-
-    def __init__(self, engine_dir: Path) -> None:
-        """Start it and wait until it is ready."""
-        port = free_port()
-        arguments = ["--engine", str(engine_dir), "--model-name", "tiny", "--http-address", "127.0.0.1"]
-        arguments += ["--http-port", str(port), "--grpc-port", str(free_port()), "--metrics-port", str(free_port())]
-        arguments += ["--openai-port", str(free_port())]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "multimodal_server.main", *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            # Triton's Python backend loads the interpreter's shared library by the loader's path.
-            env=os.environ | {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")},
-        )
-        self._client = Client(f"127.0.0.1:{port}", "tiny")
-        self._client.wait_ready(START_SECONDS)
-
-    def measure(self, frames: Sequence[NDArray[np.uint8]], concurrency: int) -> list[float]:
-        """Answer all, `concurrency` at a time; seconds of each."""
-
-        def one(frame: NDArray[np.uint8]) -> float:
-            begun = time.perf_counter()
-            self._client.query(QUESTION, frame, max_output_len=MAX_OUTPUT_LEN)
-            return time.perf_counter() - begun
-
-        with ThreadPoolExecutor(concurrency) as threads:
-            return list(threads.map(one, frames))
-
-    def stop(self) -> None:
-        """End it."""
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(END_SECONDS)
+        return Turn(begun, moments, {"engine": time.process_time() - cpu})
 
 
 def build(store: Path, checkpoint: Path = CHECKPOINT, *, at_once: int = max(CONCURRENCIES)) -> Path:
@@ -201,60 +175,100 @@ def build(store: Path, checkpoint: Path = CHECKPOINT, *, at_once: int = max(CONC
     return store / inputs.key()
 
 
-def pictures() -> Iterator[NDArray[np.uint8]]:
-    """Pictures without end, no two equal."""
-    random = np.random.default_rng(0)
-    while True:
-        yield random.integers(0, 256, (EDGE, EDGE, 3), dtype=np.uint8)
+def ports(server: Server, clients: Clients) -> dict[str, Way]:
+    """Name the ways that lead through a server's ports."""
+
+    def way(kind: str, port: str, **more: str) -> Way:
+        turn = {"way": kind, "port": server.ports[port], "model": server.model, "question": QUESTION, "tokens": TOKENS}
+        return lambda seed, count, concurrency: clients.take(
+            server, turn | more | {"seed": seed, "count": count, "concurrency": concurrency}
+        )
+
+    return {
+        "Triton HTTP": way("http", "http"),
+        "Triton gRPC": way("grpc", "grpc"),
+        "OpenAI, JPEG": way("openai", "openai", format="JPEG"),
+        "OpenAI, PNG": way("openai", "openai", format="PNG"),
+    }
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure and print the tables."""
     if not WORKER_ENVIRONMENT.items() <= os.environ.items():  # read when torch is loaded: begin anew with it
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | WORKER_ENVIRONMENT)  # noqa: S606
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="turns that each way takes")
-    parser.add_argument("--requests", type=int, default=16, help="requests of one turn")
+    parser.add_argument("--rounds", type=int, default=15, help="turns that each way takes")
+    parser.add_argument("--apart", action="store_true", help="the engine has a CPU of its own")
+    parser.add_argument("--steps", action="store_true", help="say where the time of one request goes")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as store:
+    everything = os.sched_getaffinity(0)
+    others = everything - {ENGINE_CPU} if arguments.apart else everything
+    if arguments.apart:
+        os.sched_setaffinity(0, {ENGINE_CPU})
+    with tempfile.TemporaryDirectory() as store, Clients(others) as clients:
         engine = build(Path(store))
-        direct, served = Direct(engine), Served(engine)
-        try:
-            run(direct.measure, served.measure, arguments.rounds, arguments.requests)
-        finally:
-            served.stop()
+        direct = Direct(engine)
+        print(f"tiny NeVA, picture {EDGE} by {EDGE}, at most {TOKENS} tokens; {len(everything)} CPUs", end="")
+        print(", of which the engine has one for itself" if arguments.apart else ", shared by all")
+        with Served(
+            engine, others, engine_cpus=os.sched_getaffinity(0), work=Path(store), steps=arguments.steps
+        ) as served:
+            ways = ports(served, clients)
+            if arguments.steps:
+                steps(ways, served, arguments.rounds)
+                return
+            with Empty(others, max(CONCURRENCIES)) as empty:
+                ways["PyTriton, empty model"] = ports(empty, clients)["Triton HTTP"]
+                for concurrency, requests in CONCURRENCIES.items():
+                    table({DIRECT: direct, **ways}, arguments.rounds, requests, concurrency)
 
 
-def run(
-    direct: Callable[[Sequence[NDArray[np.uint8]], int], list[float]],
-    served: Callable[[Sequence[NDArray[np.uint8]], int], list[float]],
-    rounds: int,
-    requests: int,
-) -> None:
-    """Let both take turns, and print the table."""
-    source = pictures()
-
-    def frames() -> list[NDArray[np.uint8]]:
-        return [next(source) for _ in range(requests)]
-
-    print(f"tiny NeVA, picture {EDGE} by {EDGE}, at most {MAX_OUTPUT_LEN} tokens, {os.cpu_count()} CPUs")
-    print(f"{rounds} rounds of {requests} requests each way, taking turns\n")
-    print("| concurrency | direct p50 | served p50 | added p50 | ratio | direct p90 | served p90 | load average |")
-    print("|---|---|---|---|---|---|---|---|")
-    for concurrency in CONCURRENCIES:
-        direct(frames(), concurrency)
-        served(frames(), concurrency)
-        ours: list[float] = []
-        theirs: list[float] = []
-        for _ in range(rounds):
-            ours += served(frames(), concurrency)
-            theirs += direct(frames(), concurrency)
-        a, b = (statistics.median(seconds) * 1000 for seconds in (theirs, ours))
-        c, d = (statistics.quantiles(seconds, n=10)[-1] * 1000 for seconds in (theirs, ours))
+def table(ways: dict[str, Way], rounds: int, requests: int, concurrency: int) -> None:
+    """Let all ways take turns, and print what each took."""
+    turns: dict[str, list[Turn]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for place, (name, way) in enumerate(ways.items()):
+            turn = way(number * len(ways) + place, requests, concurrency)
+            if number:  # the first warms up
+                turns[name].append(turn)
+    print(f"\nconcurrency {concurrency}: {rounds} rounds of {requests} requests each way, taking turns; ", end="")
+    print(f"load average {os.getloadavg()[0]:.1f}\n")
+    print("| way | p50 | added | p90 | requests/s | of direct | CPU time of a request |")
+    print("|---|---|---|---|---|---|---|")
+    for name, own in turns.items():
+        seconds = [each for turn in own for each in turn.seconds]
+        pairs = list(zip(own, turns[DIRECT], strict=True))
+        added = statistics.median(turn.p50 - other.p50 for turn, other in pairs)
+        share = statistics.median(turn.rate / other.rate for turn, other in pairs)
         print(
-            f"| {concurrency} | {a:.1f} ms | {b:.1f} ms | {b - a:.1f} ms | {b / a:.2f} | {c:.1f} ms | {d:.1f} ms "
-            f"| {os.getloadavg()[0]:.1f} |"
+            f"| {name} | {statistics.median(seconds) * 1000:.1f} ms | {added * 1000:+.1f} ms "
+            f"| {statistics.quantiles(seconds, n=10)[-1] * 1000:.1f} ms "
+            f"| {statistics.median(turn.rate for turn in own):.1f} | {share * 100:.0f} % | {_cpu(own, requests)} |"
         )
+
+
+def _cpu(turns: Sequence[Turn], requests: int) -> str:
+    """Say what CPU time each process took of a request."""
+    parts = {name: statistics.median(turn.cpu[name] for turn in turns) * 1000 / requests for name in turns[0].cpu}
+    return ", ".join(f"{name} {milliseconds:.1f} ms" for name, milliseconds in parts.items())
+
+
+def steps(ways: dict[str, Way], served: Served, rounds: int) -> None:
+    """Print where the time of one request goes, for each way."""
+    requests = CONCURRENCIES[1]
+    turns: dict[str, list[Turn]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for place, (name, way) in enumerate(ways.items()):
+            turn = way(number * len(ways) + place, requests, 1)
+            if number:
+                turns[name].append(turn)
+    for name, own in turns.items():
+        print(f"\n{name}: median of {rounds * requests} requests, one at a time\n")
+        print("| up to | ms |")
+        print("|---|---|")
+        moments = [moment for turn in own for moment in turn.moments]
+        for step, milliseconds in served.marks.between(moments):
+            print(f"| {step} | {milliseconds:.2f} |")
 
 
 if __name__ == "__main__":
