@@ -104,11 +104,21 @@ class DeviceThread:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._calls = 0
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether others wait for the function that runs there; one that takes long should look, and end."""
+        return self._calls > 1
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function there."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
+        self._calls += 1
+        try:
+            return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
+        finally:
+            self._calls -= 1
 
     def close(self) -> None:
         """Let the running step end, drop the rest."""

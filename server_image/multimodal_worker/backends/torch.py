@@ -110,6 +110,8 @@ class TorchBackend:
         self._waiting: deque[_Request] = deque()
         self._running: dict[Sequence, _Request] = {}
         self._left: list[Sequence] = []
+        self._changed = False
+        """Whether a request has come or gone since the batch was last let alone."""
         self._work: asyncio.Task[None] | None = None
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Token, None]:
@@ -117,6 +119,7 @@ class TorchBackend:
         self._check_fits(request)
         mine = _Request(request)
         self._waiting.append(mine)
+        self._changed = True
         if self._work is None or self._work.done():
             self._work = asyncio.create_task(self._run())
         try:
@@ -144,37 +147,52 @@ class TorchBackend:
 
     async def close(self) -> None:
         """Let the running step end."""
+        self._changed = True
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
 
     async def _run(self) -> None:
         """Step until nothing runs and nothing waits."""
+        loop = asyncio.get_running_loop()
         while True:
             self._let_in_and_out()
             if not self._running:
                 return
-            for sequence, outcome in await self._step():
-                request = self._running.get(sequence)
-                if request is None:
-                    continue  # it went away during the step
-                request.given.append(outcome)
-                ended = not isinstance(outcome, Token)
-                if ended:
-                    del self._running[sequence]
-                if ended or request.asked.stream:
-                    request.news.set()
+            try:
+                await self._thread.run(self._steps, loop)
+            except Exception as error:  # noqa: BLE001 -- a defect of the batch: nobody may wait for ever
+                self._left += self._running
+                self._hand_out([(sequence, error) for sequence in self._running])
 
-    async def _step(self) -> list[Outcome]:
-        """Step; a defect of the batch itself is the end of all that run: nobody may wait for ever."""
-        try:
-            return await self._thread.run(self._batch.step)
-        except Exception as error:  # noqa: BLE001 -- those who wait must hear it
-            self._left += self._running
-            return [(sequence, error) for sequence in self._running]
+    def _steps(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Step on the device's thread until requests come or go, or others want it: hand-overs take time, too."""
+        ended = False
+        while not ended:
+            outcomes = self._batch.step()
+            loop.call_soon_threadsafe(self._hand_out, outcomes)
+            ended = (
+                self._changed
+                or self._thread.is_wanted
+                or not all(isinstance(outcome, Token) for _, outcome in outcomes)
+            )
+
+    def _hand_out(self, outcomes: list[Outcome]) -> None:
+        """Give requests what a step did for them."""
+        for sequence, outcome in outcomes:
+            request = self._running.get(sequence)
+            if request is None:
+                continue  # it went away during the step
+            request.given.append(outcome)
+            ended = not isinstance(outcome, Token)
+            if ended:
+                del self._running[sequence]
+            if ended or request.asked.stream:
+                request.news.set()
 
     def _let_in_and_out(self) -> None:
         """Between two steps: the batch is in nobody else's hands."""
+        self._changed = False
         while self._left:
             self._batch.leave(self._left.pop())
         while self._waiting:
@@ -192,6 +210,7 @@ class TorchBackend:
                 self._waiting.remove(request)
         elif self._running.pop(request.sequence, None) is not None:
             self._left.append(request.sequence)
+            self._changed = True
 
     def _check_fits(self, request: GenerateRequest) -> None:
         wanted, there = positions(request), self._batch.pool.positions

@@ -174,6 +174,31 @@ async def test_who_does_not_stream_waits_for_the_whole_answer() -> None:
     assert moments == sorted(set(moments))
 
 
+async def test_others_get_the_device_between_two_steps() -> None:
+    model, thread = Counter(), DeviceThread()
+    backend = TorchBackend(made(model), thread)
+    model.gate.clear()
+    answer = asyncio.create_task(collect(backend, asking(10, tokens=50)))
+    await asyncio.sleep(0.05)  # the step waits at the gate
+    other = asyncio.create_task(thread.run(lambda: len(model.passes)))
+    await asyncio.sleep(0)
+    model.gate.set()
+    assert await other == 1
+    assert len(await answer) == 50
+
+
+async def test_an_answer_goes_on_however_often_others_want_the_device() -> None:
+    thread = DeviceThread()
+    answer = asyncio.create_task(collect(TorchBackend(made(Counter()), thread), asking(10, tokens=50)))
+
+    async def insist() -> None:
+        while not answer.done():
+            await thread.run(int)
+
+    await asyncio.gather(*(insist() for _ in range(3)))
+    assert await answer == list(range(10, 60))
+
+
 async def test_a_cancelled_request_leaves_at_once_and_the_others_go_on() -> None:
     model = Counter()
     backend = TorchBackend(made(model), DeviceThread())
