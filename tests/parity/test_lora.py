@@ -53,9 +53,9 @@ def lora(base: Path) -> Lora:
     return lora_of(base)
 
 
-def convert(path: Path, out: Path, lora: Path | None = None) -> Path:
+def convert(path: Path, out: Path, lora: Path | None = None, llm: Path | None = None) -> Path:
     inspection, plan, opened = inspect(
-        CheckpointPaths(visual=path, lora=lora),
+        CheckpointPaths(visual=path, llm=llm, lora=lora),
         family=Family.NEVA,
         llm_type=LlmType.LLAMA,
         dtype=Dtype.FLOAT32,
@@ -143,6 +143,17 @@ def write_second(folder: Path, adapters: dict[str, Tensor], transform: dict[str,
 def test_adapters_of_nemo_2_are_merged(tmp_path: Path, base: Path, scheme: Scheme) -> None:
     lora = lora_of(base, scheme)
     out = convert(write_second(tmp_path, lora.state(), lora.transform()), tmp_path / "out")
+    assert difference(out, base, lora) <= TOLERANCE
+
+
+def test_what_nemo_2_trained_goes_with_the_language_model_s_own_checkpoint(tmp_path: Path, base: Path) -> None:
+    """NeMo 2 saves the adapters and the projector; what they were trained on lies elsewhere."""
+    lora = lora_of(base, SECOND)
+    archive = Archive.read(CLASSIC)
+    trained = {name: tensor for name, tensor in state_of(archive).items() if name.startswith(forms.PROJECTOR)}
+    named = {forms.nemo2_name(name): tensor for name, tensor in (trained | lora.state()).items()}
+    visual = forms.as_nemo2(archive, forms.stacked(named), forms.VISUAL, lora.transform()).write(tmp_path)
+    out = convert(visual, tmp_path / "out", llm=CLASSIC)
     assert difference(out, base, lora) <= TOLERANCE
 
 
