@@ -56,16 +56,25 @@ test-unit: venv ## the fast tests: no torch model, no Triton, no cluster
 # The images come first: they bring the cluster and with it Helm, which tests of the chart ask for.
 .PHONY: test
 test: lint images test-unit ## everything that CI runs: lint, fast tests, Hugging Face, Triton, Kubernetes
-	@$(MAKE) --jobs 2 --output-sync=target test-models test-cluster
+	@$(MAKE) --jobs 3 --output-sync=target test-models test-cluster
 
 .PHONY: test-models
 test-models: venv ## comparisons with Hugging Face, a real Triton, ten thousand damaged checkpoints
 	$(VENV)/bin/pytest -m "(parity or triton or fuzz) and not train"
 
-# Beside the comparisons: most of its time is waiting for Kubernetes.
 .PHONY: test-cluster
-test-cluster: images venv ## the whole product on a real Kubernetes
-	$(VENV)/bin/pytest -m cluster
+test-cluster: test-operator test-platform ## the whole product on a real Kubernetes
+
+# Two commands, beside each other and the comparisons: most of their time is waiting for Kubernetes. What restarts the
+# kubelet or asks a question all the time is in the second one, and what takes the node's GPUs waits for them.
+OPERATOR = tests/cluster/test_operator*.py tests/cluster/test_resource.py
+.PHONY: test-operator
+test-operator: images venv ## the operator and its resource on a real Kubernetes
+	$(VENV)/bin/pytest -m cluster $(OPERATOR)
+
+.PHONY: test-platform
+test-platform: images venv ## the cluster itself, the chart, the demo, rolling updates
+	$(VENV)/bin/pytest -m cluster tests/cluster $(addprefix --ignore=,$(wildcard $(OPERATOR)))
 
 .PHONY: retrain-check
 retrain-check: venv ## train the tiny models again and see that they come out as good (minutes)

@@ -34,9 +34,11 @@ def question(namespace: str, resource: Resource, answer: str) -> subprocess.Comp
     return helm("test", RELEASE, "--namespace", namespace, "--logs", "--timeout", "120s")
 
 
-def test_the_question_gets_the_right_answer(namespace: str, resource: Callable[[str], Resource]) -> None:
+def test_the_question_gets_the_right_answer(
+    namespace: str, resource: Callable[[str], Resource], store: dict[str, str]
+) -> None:
     """And the test is one that can fail."""
-    asked = resource("asked").create()
+    asked = resource("asked").create(engineStore=store)
     asked.until_ready()
     good = question(namespace, asked, "a green cross")
     assert good.returncode == 0, good.stdout + good.stderr

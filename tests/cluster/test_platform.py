@@ -185,7 +185,9 @@ def test_a_job_gets_a_gpu(namespace: str, image: str) -> None:
         "spec": {"template": {"spec": spec}},
     }
     apply(job)
-    kubectl("-n", namespace, "wait", "--for=condition=Complete", "--timeout=80s", "job/gpu")
+    # Another test may hold all GPUs for a while.
+    wait = ("wait", "--for=condition=Complete", "--timeout=180s", "job/gpu")
+    kubectl("-n", namespace, *wait, seconds=190)
 
 
 def test_more_gpus_than_there_are_wait_with_a_reason(namespace: str, image: str) -> None:

@@ -43,10 +43,10 @@ def minutes(request: pytest.FixtureRequest) -> int:
 def served(start: Callable[[Path], Server], tmp_path_factory: pytest.TempPathFactory) -> list[Served]:
     """All six, of the sizes of their samples, one beside the other."""
     store = tmp_path_factory.mktemp("store")
-    servers = []
+    started = []
     for family in Family:
         sample = yaml.safe_load((SAMPLES / f"{family}-cpu.yaml").read_text())
         spec = Spec.model_validate(sample["spec"])
         engine = tiny_families.build(family, spec.model.llm_type, spec.resolved_limits(), store)
-        servers.append(Served(family, ready(start(engine))))
-    return servers
+        started.append((family, start(engine)))
+    return [Served(family, ready(server)) for family, server in started]

@@ -21,12 +21,17 @@ CLAIM = "checkpoints"
 BUILD_SECONDS = 240
 """A build of the tiny model takes 15 s where nothing else runs; tests share the machine with much else."""
 
+SMALL = {"resources": {"requests": {"cpu": "50m", "memory": "512Mi"}}}
+"""Pods of many tests fit on a node of two cores, those that end beside those that start."""
+
 SPEC: dict[str, Any] = {
     "numGpus": 0,
     "dtype": "float32",
     "model": {"type": "neva", "visualCheckpoint": {"pvc": {"claimName": CLAIM, "path": "neva.nemo"}}},
     "limits": {"maxInputLen": 256, "maxMultimodalLen": 128, "maxOutputLen": 32, "maxBatchSize": 2},
     "engineStore": {"size": "1Gi"},
+    "build": SMALL,
+    "serving": SMALL,
 }
 
 
