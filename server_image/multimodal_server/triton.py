@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 
 START_SECONDS: Final = 120.0
+STUB_SECONDS: Final = 300
+"""Until one of the model's processes answers Triton: Python's start and its imports, of all of them at once."""
 POLL_SECONDS: Final = 0.05
 CALL_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 1.0
@@ -150,6 +152,8 @@ class _Server(pytriton.triton.Triton):  # type: ignore[misc]  # pytriton ships n
         # Else Triton starts every model's process once more, only to ask for what the configuration already says.
         self._triton_server_config["strict-model-config"] = True
         self._triton_server_config["log-info"] = False
+        # On a busy machine a model's processes may need longer than Triton's 30 s, and its end then is a crash.
+        self._triton_server_config["backend_config"] += [f"python,stub-timeout-seconds={STUB_SECONDS}"]
         # PyTriton's list of settings is older than this one.
         self._triton_server_config.server_args()["grpc-max-connection-age"] = 1000 * wire.GRPC_CONNECTION_SECONDS
 
