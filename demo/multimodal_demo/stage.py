@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 CHART: Final = ROOT / "charts" / "multimodal-operator"
 PODS: Final = Path(__file__).with_name("manifests") / "pods.yaml"
-CHECKPOINTS: Final = (TINY / "neva" / "neva.nemo", TINY / "siglip", *(show.folder for show in SHOWN))
+_NEVA: Final = TINY / "neva"
+CHECKPOINTS: Final = (_NEVA / "neva.nemo", _NEVA / "clip", TINY / "siglip", *(show.folder for show in SHOWN))
 """What lies on the claim, by the last part of the name: archives, and beside them what they name and do not hold."""
 MEDIA: Final = "/checkpoints"
 """The claim in the asking pod: the media of the questions lie in the models' folders."""

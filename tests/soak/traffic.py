@@ -30,7 +30,7 @@ from tests.triton.conftest import Server
 MODEL: Final = "tiny"
 ASKED: Final = 12
 """Questions of each family."""
-GREEDY: Final = ("Triton HTTP", "gRPC", "OpenAI", "OpenAI stream")
+GREEDY: Final = ("Triton HTTP", "gRPC", "gRPC stream", "OpenAI", "OpenAI stream")
 """The ways to ask; the answer is always the one of the quiet run."""
 KEPT: Final = 0.5
 """Share of questions over connections that are kept."""
@@ -84,6 +84,9 @@ class Served:
         """Ask one question; `connect` gives a connection, which is left open."""
         if way == "gRPC":
             return asking.text_of(self.grpc.infer(MODEL, self.inputs[number], client_timeout=asking.SECONDS))
+        if way == "gRPC stream":
+            with asking.grpc_client(self.at) as client:
+                return asking.in_pieces(client, self.at, self.questions[number])
         call = self.calls[way][number]
         return asking.send(connect(self.at, call), call)
 
@@ -219,6 +222,10 @@ class User(threading.Thread):
             call = served.grpc.async_infer(MODEL, served.inputs[number], lambda **_: None)
             time.sleep(self._chance.random() * PATIENCE_SECONDS)
             call.cancel()
+            return way, End.GIVEN_UP, ""
+        if way == "gRPC stream":
+            with asking.grpc_client(served.at) as client:
+                asking.in_pieces(client, served.at, served.questions[number], most=1)
             return way, End.GIVEN_UP, ""
         call = served.calls[way][number]
         connection = asking.connect(served.at, call)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import math
+import queue
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -169,6 +171,28 @@ def over_grpc(client: tritonclient.grpc.InferenceServerClient, server: Server, q
     return text_of(client.infer(server.model, inputs, client_timeout=SECONDS))
 
 
+def in_pieces(
+    client: tritonclient.grpc.InferenceServerClient, server: Server, question: Question, *, most: float = math.inf
+) -> str:
+    """Ask over gRPC for pieces, and join them; who has heard enough after `most` of them goes away."""
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    client.start_stream(lambda result, error: heard.put(error or result), stream_timeout=SECONDS)
+    inputs = triton_inputs(tritonclient.grpc, tensors(server, question))
+    client.async_stream_infer(f"{server.model}{wire.STREAM_SUFFIX}", inputs, enable_empty_final_response=True)
+    said: list[str] = []
+    try:
+        while len(said) < most:
+            piece = heard.get(timeout=SECONDS)
+            if isinstance(piece, Exception):
+                raise piece
+            if piece.get_response().parameters["triton_final_response"].bool_param:
+                break
+            said.append(text_of(piece))
+    finally:
+        client.stop_stream(cancel_requests=len(said) >= most)
+    return "".join(said)
+
+
 def grpc_client(server: Server) -> tritonclient.grpc.InferenceServerClient:
     """A client of the gRPC port."""
     return tritonclient.grpc.InferenceServerClient(f"{server.host}:{server.grpc}")
@@ -187,7 +211,7 @@ def ask(server: Server, question: Question) -> dict[str, str]:
     calls = {
         "http": triton_call(server, question),
         "openai": openai_call(server, question),
-        "stream": openai_call(server, question, stream=True),
+        "openai stream": openai_call(server, question, stream=True),
     }
     for protocol, call in calls.items():
         connection = connect(server, call)
@@ -195,6 +219,7 @@ def ask(server: Server, question: Question) -> dict[str, str]:
         connection.close()
     with grpc_client(server) as client:
         said["grpc"] = over_grpc(client, server, question)
+        said["grpc stream"] = in_pieces(client, server, question)
     return said
 
 

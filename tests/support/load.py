@@ -74,9 +74,12 @@ def ways(server: asking.Server, question: asking.Question) -> dict[str, Way]:
 
         return connect
 
-    def grpc() -> Iterator[Callable[[], str]]:
-        with asking.grpc_client(server) as client:
-            yield lambda: asking.over_grpc(client, server, question)
+    def grpc(ask: Callable[..., str]) -> Callable[[], Iterator[Callable[[], str]]]:
+        def connect() -> Iterator[Callable[[], str]]:
+            with asking.grpc_client(server) as client:
+                yield lambda: ask(client, server, question)
+
+        return connect
 
     triton = http(asking.triton_call(server, question))
     whole = http(asking.openai_call(server, question))
@@ -85,8 +88,9 @@ def ways(server: asking.Server, question: asking.Question) -> dict[str, Way]:
         "Triton HTTP": Way(triton, 0),
         # Triton never says that a connection should end: a client must think of it.
         "Triton HTTP, kept": Way(triton, wire.GRPC_CONNECTION_SECONDS),
-        "gRPC": Way(grpc, 0),
-        "gRPC, kept": Way(grpc, FOREVER),
+        "gRPC": Way(grpc(asking.over_grpc), 0),
+        "gRPC, kept": Way(grpc(asking.over_grpc), FOREVER),
+        "gRPC stream, kept": Way(grpc(asking.in_pieces), FOREVER),
         "OpenAI": Way(whole, 0),
         "OpenAI, kept": Way(whole, FOREVER),
         "OpenAI stream, kept": Way(stream, FOREVER),
