@@ -21,6 +21,8 @@ from multimodal_server.chat import finish_reason, logprobs, media_addresses, rea
 from multimodal_server.fetching import Fetcher
 from multimodal_server.openai_schema import (
     COMPLETIONS_PATH,
+    DOCUMENT_PATH,
+    MODELS_PATH,
     Answer,
     ChatRequest,
     Choice,
@@ -30,7 +32,11 @@ from multimodal_server.openai_schema import (
     Delta,
     ErrorBody,
     ErrorDetail,
+    Health,
+    ModelCard,
+    Models,
     Usage,
+    Version,
     openapi,
 )
 from multimodal_server.streams import merged
@@ -111,7 +117,7 @@ class OpenAiPort:
         self._model = model
         self._version = version
         self._where = (address, port)
-        self._created = int(time.time())
+        self._card = ModelCard(id=model, created=int(time.time()))
         self._running = 0
         self._leaving = False
         self._closing = False
@@ -140,16 +146,15 @@ class OpenAiPort:
         """Make the application."""
         app = web.Application(middlewares=[_errors], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(self._part)
-        document = openapi(self._version)
         app.cleanup_ctx.append(self._fetching)
         app.add_routes(
             [
                 web.post(COMPLETIONS_PATH, self._complete),
-                web.get("/v1/models", _fixed({"object": "list", "data": [self._card()]})),
-                web.get("/v1/models/{model}", self._show_model),
+                web.get(MODELS_PATH, _fixed(Models(data=[self._card]).model_dump_json())),
+                web.get(MODELS_PATH + "/{model}", self._show_model),
                 web.get("/health", self._health),
-                web.get("/version", _fixed({"version": self._version})),
-                web.get("/openapi.json", _fixed(document)),
+                web.get("/version", _fixed(Version(version=self._version).model_dump_json())),
+                web.get(DOCUMENT_PATH, _fixed(json.dumps(openapi(self._version, self._model)))),
             ]
         )
         return app
@@ -164,12 +169,9 @@ class OpenAiPort:
         async with self._fetcher as app[_FETCHER]:
             yield
 
-    def _card(self) -> dict[str, Any]:
-        return {"id": self._model, "object": "model", "created": self._created, "owned_by": "multimodal-server"}
-
     async def _show_model(self, request: web.Request) -> web.Response:
         self._check_model(request.match_info["model"])
-        return web.json_response(self._card())
+        return _json(self._card)
 
     async def _part(self, _request: web.Request, response: web.StreamResponse) -> None:
         """Have a client that keeps its connection open its next one, which leads to another pod."""
@@ -180,7 +182,7 @@ class OpenAiPort:
     async def _health(self, _request: web.Request) -> web.Response:
         if self._leaving:
             raise _shutting_down()
-        return web.json_response({"status": "ok"})
+        return _json(Health())
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         if self._closing:
@@ -332,7 +334,9 @@ def _shutting_down() -> ProductError:
 
 
 def _json(
-    body: Completion | ErrorBody, status: HTTPStatus = HTTPStatus.OK, headers: dict[str, str] | None = None
+    body: Completion | ErrorBody | ModelCard | Health,
+    status: HTTPStatus = HTTPStatus.OK,
+    headers: dict[str, str] | None = None,
 ) -> web.Response:
     return web.Response(text=body.model_dump_json(), status=status, headers=headers, content_type="application/json")
 
@@ -341,9 +345,7 @@ async def _event(response: web.StreamResponse, body: Chunk | ErrorBody) -> None:
     await response.write(f"data: {body.model_dump_json(exclude_none=True)}\n\n".encode())
 
 
-def _fixed(body: dict[str, Any]) -> Handler:
-    text = json.dumps(body)
-
+def _fixed(text: str) -> Handler:
     async def handler(_request: web.Request) -> web.Response:
         return web.Response(text=text, content_type="application/json")
 

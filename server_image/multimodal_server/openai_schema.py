@@ -15,6 +15,8 @@ from multimodal_api.worker_protocol import MAX_PENALTY, MAX_TOP_LOGPROBS
 MAX_STOPS: Final = 4
 MAX_TEMPERATURE: Final = 2.0
 COMPLETIONS_PATH: Final = "/v1/chat/completions"
+MODELS_PATH: Final = "/v1/models"
+DOCUMENT_PATH: Final = "/openapi.json"
 
 
 class _Model(BaseModel):
@@ -237,6 +239,34 @@ class ErrorBody(_Model):
     error: ErrorDetail
 
 
+class ModelCard(_Model):
+    """A model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "multimodal-server"
+
+
+class Models(_Model):
+    """All models: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(_Model):
+    """Requests are taken."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Version(_Model):
+    """Of this software."""
+
+    version: str
+
+
 ERRORS: Final = {
     400: "The request is wrong or beyond a limit: it will never succeed as it is.",
     404: "There is no such model, or no such path.",
@@ -247,34 +277,76 @@ ERRORS: Final = {
 }
 
 
-def openapi(version: str) -> dict[str, object]:
-    """Describe the port as an OpenAPI document."""
+def openapi(version: str, model: str) -> dict[str, object]:
+    """Describe the port as an OpenAPI document.
+
+    Args:
+        version: of this software.
+        model: its name on the wire.
+    """
     _, schemas = models_json_schema(
-        [(model, "serialization") for model in (ChatRequest, Completion, Chunk, ErrorBody)],
+        [(each, "serialization") for each in (ChatRequest, Completion, Chunk, ErrorBody, Models, Health, Version)],
         ref_template="#/components/schemas/{model}",
     )
-
-    def body(model: type[_Model], media: str = "application/json") -> dict[str, object]:
-        return {media: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-
-    errors = {str(code): {"description": text, "content": body(ErrorBody)} for code, text in ERRORS.items()}
-    answers = {
-        "200": {
-            "description": "The answers; as server-sent events of chunks where stream is true.",
-            "content": body(Completion) | body(Chunk, "text/event-stream"),
-        }
+    name = {"type": "string", "enum": [model]}
+    schemas["$defs"]["ChatRequest"]["properties"]["model"] |= name
+    ask = {
+        "requestBody": {"required": True, "content": _content(ChatRequest)},
+        "responses": {
+            "200": {
+                "description": "The answers; as server-sent events of chunks where stream is true.",
+                "content": _content(Completion) | {"text/event-stream": {"schema": _EVENT}},
+            },
+            **_errors(*ERRORS),
+        },
     }
-    plain = {"200": {"description": "JSON.", "content": {"application/json": {"schema": {"type": "object"}}}}}
-    paths: dict[str, object] = {
-        COMPLETIONS_PATH: {
-            "post": {"requestBody": {"required": True, "content": body(ChatRequest)}, "responses": answers | errors}
-        }
-    }
-    for path in ("/v1/models", "/health", "/version"):
-        paths[path] = {"get": {"responses": plain}}
+    named = {"name": "model", "in": "path", "required": True, "schema": name}
+    any_object: dict[str, object] = {"application/json": {"schema": {"type": "object"}}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "multimodal-server", "version": version},
-        "paths": paths,
+        "paths": {
+            COMPLETIONS_PATH: {"post": ask},
+            MODELS_PATH: {"get": _gives(_content(Models))},
+            f"{MODELS_PATH}/{{model}}": {"get": {"parameters": [named]} | _gives(_content(ModelCard), 404)},
+            "/health": {"get": _gives(_content(Health), 503)},
+            "/version": {"get": _gives(_content(Version))},
+            DOCUMENT_PATH: {"get": _gives(any_object)},
+        },
         "components": {"schemas": schemas["$defs"]},
     }
+
+
+def _gives(content: dict[str, object], *errors: int) -> dict[str, object]:
+    return {"responses": {"200": {"description": "JSON.", "content": content}, **_errors(*errors)}}
+
+
+def _errors(*codes: int) -> dict[str, object]:
+    described: dict[str, dict[str, object]] = {
+        str(code): {"description": ERRORS[code], "content": _content(ErrorBody)} for code in codes
+    }
+    if "429" in described:
+        seconds = {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer", "minimum": 1}}
+        described["429"]["headers"] = {"Retry-After": seconds}
+    return dict(described)
+
+
+def _content(model: type[_Model]) -> dict[str, object]:
+    return {"application/json": {"schema": _reference(model)}}
+
+
+def _reference(model: type[_Model]) -> dict[str, object]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+_DATA: Final = {
+    "type": "string",
+    "contentMediaType": "application/json",
+    "contentSchema": {"anyOf": [_reference(Chunk), _reference(ErrorBody)]},
+}
+_EVENT: Final = {
+    "type": "object",
+    "description": "One event; the last one is [DONE], or an error.",
+    "required": ["data"],
+    "properties": {"data": {"anyOf": [_DATA, {"const": "[DONE]"}]}},
+}

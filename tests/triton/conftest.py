@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import shutil
 import signal
@@ -19,6 +21,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from multimodal_api.families import Family
 from multimodal_client import Client
@@ -29,6 +32,8 @@ from tests.support.tiny_model import make_engine
 START_SECONDS = 300.0
 """Of a machine that is busy with a cluster; alone it takes less than ten."""
 END_SECONDS = 120.0
+FUZZ_FACTOR = int(os.environ.get("MULTIMODAL_FUZZ_FACTOR", "1"))
+"""How many times as many examples as usual the fuzzers try."""
 
 
 @dataclass
@@ -63,6 +68,15 @@ class Server:
             if line.split()[1] == str(self.process.pid) and "multimodal_worker" in line
         )
         return child
+
+    def memory(self) -> int:
+        """Bytes of resident memory, of all its processes together."""
+        total = 0
+        for line in subprocess.check_output(["ps", "-ww", "-eo", "rss,pid,ppid,args"], text=True).splitlines()[1:]:
+            rss, pid, parent, arguments = line.split(maxsplit=3)
+            ours = str(self.process.pid) in {pid, parent} or f"multimodal-triton-{self.process.pid}/" in arguments
+            total += int(rss) * 1024 * ours
+        return total
 
     def end(self) -> None:
         """Leave no process behind: what a container's end does in a pod."""
@@ -149,6 +163,13 @@ def ready(server: Server) -> Server:
             server.client.wait_ready(1)
             return server
     pytest.fail(f"the server is not ready (exit code {server.process.poll()}):\n{server.log[-4000:]}")
+
+
+def inline(pixels: NDArray[np.uint8]) -> str:
+    """A picture as a data URI."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def picture(seed: int, height: int = 40, width: int = 60) -> NDArray[np.uint8]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 from typing import Any
 
 import aiohttp
 import pytest
-from PIL import Image
 
-from tests.triton.conftest import Server, picture
+from tests.triton.conftest import Server, inline, picture
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]
 
@@ -20,10 +17,7 @@ QUESTION = "what?"
 
 
 def body(seed: int, **fields: Any) -> dict[str, Any]:
-    file = io.BytesIO()
-    Image.fromarray(picture(seed)).save(file, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+    content = [{"type": "image_url", "image_url": {"url": inline(picture(seed))}}, {"type": "text", "text": QUESTION}]
     return {"model": "tiny", "messages": [{"role": "user", "content": content}], "temperature": 0} | fields
 
 

@@ -425,7 +425,8 @@ async def test_what_else_is_there(port: Port) -> None:
     assert await get("/health") == (200, {"status": "ok"})
     assert await get("/version") == (200, {"version": "1.2"})
     document = (await get("/openapi.json"))[1]
-    assert set(document["paths"]) == {"/v1/chat/completions", "/v1/models", "/health", "/version"}
+    described = {"/v1/chat/completions", "/v1/models", "/v1/models/{model}", "/health", "/version", "/openapi.json"}
+    assert set(document["paths"]) == described
     schemas = document["components"]["schemas"]
     parts = schemas["Message"]["properties"]["content"]["anyOf"][1]["items"]["discriminator"]["mapping"]
     assert set(parts) == {"text", "image_url", "video_url", "input_audio", "audio_url"}
