@@ -55,7 +55,7 @@ PLACES: Final = {
         Place("multimodal_worker.encoder", "BatchedEncoder.encode", left="worker: encoded"),
         Place("multimodal_worker.scheduler", "Scheduler._prompt", left="worker: prompt embedded"),
         Place("multimodal_worker.scheduler", "Scheduler._answer", left="worker: tokens chosen"),
-        Place("multimodal_worker.connection", "Connection.send", left="worker: said {message}"),
+        Place("multimodal_worker.connection", "Connection.send", "worker: says {message}"),
     ),
 }
 """By the module that is run."""
