@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
+from multimodal_client import Client
 from multimodal_server.triton import MAX_QUEUED
 from tests.support.tiny_engine import build_inputs, write_manifest
 from tests.triton.conftest import END_SECONDS, Server, picture, ready
@@ -35,18 +37,21 @@ TEXT = "what is in this image?"
 class Asking(threading.Thread):
     """One long question, asked from another thread."""
 
-    def __init__(self, server: Server, seed: int) -> None:
+    def __init__(self, server: Server, seed: int, *, stream: bool = False) -> None:
         super().__init__(daemon=True)
-        self._server, self._seed = server, seed
+        self._server, self._seed, self._stream = server, seed, stream
         self.answer: str | None = None
         self.error: ProductError | None = None
 
     def run(self) -> None:
         try:
             # A random model's greedy answer could end at once; a hot one goes on.
-            self.answer = self._server.client.query(
-                TEXT, picture(self._seed), max_output_len=200, top_k=0, top_p=1.0, temperature=5.0
-            )[0]
+            hot: dict[str, Any] = {"max_output_len": 200, "top_k": 0, "top_p": 1.0, "temperature": 5.0}
+            if self._stream:
+                streaming = Client(self._server.grpc, "tiny", timeout=END_SECONDS)
+                self.answer = "".join(streaming.stream(TEXT, picture(self._seed), **hot))
+            else:
+                self.answer = self._server.client.query(TEXT, picture(self._seed), **hot)[0]
         except ProductError as error:
             self.error = error
 
@@ -82,6 +87,7 @@ def health(server: Server) -> int:
 def test_a_stop_finishes_what_was_accepted_and_exits_0(start: Callable[[Path], Server], engine: Path) -> None:
     server = ready(start(engine))
     threads = [Asking(server, seed) for seed in range(4)]  # two run, the others wait in Triton
+    threads.append(Asking(server, 4, stream=True))  # in the worker
     wait_until_all_run(server, threads[:2])
     assert health(server) == HTTPStatus.OK
     server.process.send_signal(signal.SIGTERM)  # it leaves, and still takes what comes
@@ -90,6 +96,7 @@ def test_a_stop_finishes_what_was_accepted_and_exits_0(start: Callable[[Path], S
     for thread in threads[2:]:
         thread.start()
     wait_until(server, "nv_inference_pending_request_count", 2)
+    wait_until(server, "multimodal_waiting_requests", 1)
     server.process.send_signal(signal.SIGTERM)  # whoever asks twice does not want to wait for others
     time.sleep(0.5)
     with pytest.raises(ProductError):
