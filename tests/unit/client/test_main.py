@@ -63,6 +63,17 @@ def test_an_error_is_one_line_and_exit_code_1(
     assert captured.err == "error: input_text: is empty; send a question\n"
 
 
+def test_an_interrupted_question_is_no_stack_trace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: KServe, png: str
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.Client, "query", interrupted)
+    assert run(monkeypatch, "query", "-u", server.address, "-mn", "m", "-int", "?", "-im", png) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_no_cluster(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     # The library looks at KUBECONFIG while it is imported, which a person's shell may have set.
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
