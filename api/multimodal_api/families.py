@@ -42,13 +42,15 @@ class FamilyFacts(NamedTuple):
     modality: Modality
     vision_max_batch_size: int
     """Default of `limits.visionMaxBatchSize`: lita and vita encode every frame of a video in one batch."""
+    watches: bool = False
+    """Whether it takes videos."""
 
 
 FAMILIES: Final = {
     Family.NEVA: FamilyFacts(Modality.VISION, 1),
-    Family.VIDEO_NEVA: FamilyFacts(Modality.VISION, 1),
-    Family.LITA: FamilyFacts(Modality.VISION, 256),
-    Family.VITA: FamilyFacts(Modality.VISION, 256),
+    Family.VIDEO_NEVA: FamilyFacts(Modality.VISION, 1, watches=True),
+    Family.LITA: FamilyFacts(Modality.VISION, 256, watches=True),
+    Family.VITA: FamilyFacts(Modality.VISION, 256, watches=True),
     Family.VILA: FamilyFacts(Modality.VISION, 1),
     Family.SALM: FamilyFacts(Modality.AUDIO, 1),
 }

@@ -22,6 +22,7 @@ from multimodal_api.engine import (
     TokenLimits,
 )
 from multimodal_api.families import FAMILIES, Family, LlmType, Modality
+from multimodal_api.overrides import Overrides, PreprocessingOverrides, PromptOverrides
 
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -349,6 +350,10 @@ class Spec(Model):
     """How Triton is reached."""
     openai: OpenAiSpec = OpenAiSpec()
     """How the OpenAI-compatible API is reached."""
+    prompt: PromptOverrides = PromptOverrides()
+    """How conversations become prompts, where not as in the checkpoint's training. A change builds nothing."""
+    preprocessing: PreprocessingOverrides = PreprocessingOverrides()
+    """How pictures and videos are prepared, where not as in the checkpoint's training. A change builds nothing."""
     engine_store: EngineStore = EngineStore()
     """Where engines are kept."""
     engine: EngineSpec = EngineSpec()
@@ -378,6 +383,10 @@ class Spec(Model):
         limits = self.limits.model_dump(exclude_none=True)
         limits.setdefault("vision_max_batch_size", FAMILIES[self.model.type].vision_max_batch_size)
         return Limits(**limits)
+
+    def overrides(self) -> Overrides:
+        """Collect what the deployment changes of the model's recipe."""
+        return Overrides(prompt=self.prompt, preprocessing=self.preprocessing)
 
     def build_inputs(self) -> BuildInputs:
         """Collect what decides the engine's bytes."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from multimodal_api.engine import Backend, Dtype, Quantization
 from multimodal_api.errors import Failure
 from multimodal_api.families import FAMILIES, Modality
+from multimodal_api.overrides import MEDIA_SLOT, TEXT_SLOT
 from multimodal_api.reasons import Reason
 from multimodal_api.resource import CheckpointSource, MonitorKind, Rollout
 
@@ -71,6 +72,7 @@ def _listed(values: tuple[str, ...]) -> str:
 
 
 _AUDIO: Final = tuple(family.value for family, facts in FAMILIES.items() if facts.modality is Modality.AUDIO)
+_WATCHING: Final = tuple(family.value for family, facts in FAMILIES.items() if facts.watches)
 _TORCH_CEL: Final = "(self.engine.backend == 'torch' || (self.engine.backend == 'auto' && self.numGpus == 0))"
 
 
@@ -80,6 +82,23 @@ def _is_torch(spec: Spec) -> bool:
 
 def _not_yet(at: str, holds: Callable[[Spec], bool], cel: str, problem: str, remedy: str) -> Rule:
     return Rule(at, holds, cel, f"{problem}, which this version does not implement yet", remedy, Reason.NOT_IMPLEMENTED)
+
+
+def _holds_once(piece: str, slot: str, of: str) -> Rule:
+    at = f"prompt.template.{piece}"
+
+    def holds(spec: Spec) -> bool:
+        text: str | None = getattr(spec.prompt.template, piece)
+        return text is None or text.count(slot) == 1
+
+    # The slot itself would be read as the place of a value.
+    return Rule(
+        f"spec.{at}",
+        holds,
+        f"!has(self.{at}) || self.{at}.split('{slot}').size() == 2",
+        f"does not hold the slot of {of} exactly once",
+        f"write it once, as the word {slot[1:-1]} in braces",
+    )
 
 
 class _Source(NamedTuple):
@@ -206,6 +225,22 @@ RULES: Final = (
         "has ports {triton.httpPort}, {triton.grpcPort} and {triton.metricsPort}, and spec.openai.port is {openai.port}"
         ": they are not all different",
         "give httpPort, grpcPort, metricsPort and spec.openai.port a number each",
+    ),
+    _holds_once("turn", TEXT_SLOT, "the user's text"),
+    _holds_once("medium", MEDIA_SLOT, "the medium's rows"),
+    Rule(
+        "spec.preprocessing.resize",
+        lambda s: s.preprocessing.resize is None or s.model.type.value not in _AUDIO,
+        f"!has(self.preprocessing.resize) || !(self.model.type in {_listed(_AUDIO)})",
+        "is given, and model type '{model.type}' takes sounds",
+        "remove it",
+    ),
+    Rule(
+        "spec.preprocessing.numFrames",
+        lambda s: s.preprocessing.num_frames is None or s.model.type.value in _WATCHING,
+        f"!has(self.preprocessing.numFrames) || self.model.type in {_listed(_WATCHING)}",
+        "is given, and model type '{model.type}' takes no videos",
+        f"remove it, or serve a model of type {', '.join(_WATCHING)}",
     ),
     *_SOURCES_TO_COME,
     _not_yet(

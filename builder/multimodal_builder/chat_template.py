@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
+from multimodal_api.overrides import MEDIA_SLOT, TEXT_SLOT
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.templates import DEFAULT_TEXTS
-from multimodal_recipes.recipe import MEDIA_SLOT, TEXT_SLOT, PromptTemplate
+from multimodal_recipes.recipe import PromptTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

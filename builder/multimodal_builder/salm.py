@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from multimodal_api.errors import Failure, ProductError
 from multimodal_api.families import Family
+from multimodal_api.overrides import MEDIA_SLOT, TEXT_SLOT
 from multimodal_api.reasons import Reason
 from multimodal_builder import checks
 from multimodal_builder.checkpoints.speech_config import check_speech
@@ -16,7 +17,7 @@ from multimodal_builder.templates import DEFAULT_TEXTS
 from multimodal_builder.tokenizer import Usage
 from multimodal_builder.tokenizer_files import convert_tokenizer, read_tokenizer
 from multimodal_builder.tuning import tune
-from multimodal_recipes.recipe import MEDIA_SLOT, TEXT_SLOT, PromptTemplate, Recipe
+from multimodal_recipes.recipe import PromptTemplate, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,12 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from multimodal_api.overrides import MEDIA_SLOT
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.folder_tokenizer import load_tokenizer
 from multimodal_builder.templates import CONVERSATIONS, DEFAULT_TEXTS
 from multimodal_builder.tokenizer import PICTURE, SAMPLES, differs
 from multimodal_recipes.prompt import MediaSlot, Turn, render
-from multimodal_recipes.recipe import MEDIA_SLOT, PromptTemplate
+from multimodal_recipes.recipe import PromptTemplate
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
 

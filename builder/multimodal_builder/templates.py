@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from multimodal_api.families import Family
-from multimodal_recipes.recipe import MEDIA_SLOT, TEXT_SLOT, PromptTemplate
+from multimodal_api.overrides import MEDIA_SLOT, TEXT_SLOT
+from multimodal_recipes.recipe import PromptTemplate
 
 _ELABORATE: Final = "Please elaborate what you see in the images?"
 DEFAULT_TEXTS: Final = {

@@ -8,9 +8,9 @@ from itertools import count, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from multimodal_api.overrides import MEDIA_SLOT
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_recipes.prompt import MediaSlot, Medium, Turn, render
-from multimodal_recipes.recipe import MEDIA_SLOT
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
 

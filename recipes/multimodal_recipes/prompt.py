@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from multimodal_recipes.recipe import MEDIA_SLOT, TEXT_SLOT
+from multimodal_api.overrides import MEDIA_SLOT, TEXT_SLOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from multimodal_api.base import OpenModel
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family
+from multimodal_api.overrides import MEDIA_SLOT, TEXT_SLOT
 from multimodal_api.reasons import Reason
 
 RECIPE_NAME: Final = "recipe.json"
@@ -20,10 +21,6 @@ VISION_DIR: Final = "vision"
 AUDIO_DIR: Final = "audio"
 ADAPTER_DIR: Final = "adapter"
 PROJECTOR_DIR: Final = "projector"
-TEXT_SLOT: Final = "{text}"
-"""Where a user's content stands in a turn; found as it is, the template is never a Python format string."""
-MEDIA_SLOT: Final = "{media}"
-"""Where the rows of one medium stand in `PromptTemplate.medium`."""
 
 
 class PromptTemplate(OpenModel):

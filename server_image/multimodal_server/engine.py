@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from multimodal_api.engine import ENGINE_FORMAT, MANIFEST_NAME, MODEL_DIR, Manifest
 from multimodal_api.errors import ProductError
+from multimodal_api.overrides import Overrides
 from multimodal_api.reasons import Reason
 from multimodal_api.wire import AUDIO_INPUTS, VISION_INPUTS
+from multimodal_recipes.overrides import overridden
 from multimodal_recipes.recipe import LLM_DIR, RECIPE_NAME, Recipe
 from multimodal_recipes.tokenizer import TOKENIZER_NAME, Tokenizer
 
@@ -54,17 +56,22 @@ class ServedEngine:
         return self.manifest.inputs.limits
 
 
-def open_engine(folder: Path) -> ServedEngine:
+def open_engine(folder: Path, overrides: Overrides | None = None) -> ServedEngine:
     """Verify an engine and read what the front needs.
 
+    Args:
+        folder: of the engine.
+        overrides: what the deployment changes of its recipe.
+
     Raises:
-        ProductError: there is no engine, another format, or files that do not match the manifest.
+        ProductError: there is no engine, another format, files that do not match the manifest, or changes that the
+            model does not take.
     """
     manifest = _read_manifest(folder)
     for file in manifest.files:
         _verify(folder, file)
     model = folder / MODEL_DIR
-    recipe = _read_recipe(model / RECIPE_NAME)
+    recipe = overridden(_read_recipe(model / RECIPE_NAME), overrides or Overrides())
     tokenizer = Tokenizer(model / LLM_DIR / TOKENIZER_NAME, add_bos=recipe.add_bos)
     stops = tokenizer.stop_ids(recipe.stop_strings) | set(recipe.eos_token_ids)
     return ServedEngine(manifest, recipe, tokenizer, frozenset(stops))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from multimodal_api import wire
 from multimodal_api.families import Family
+from multimodal_api.overrides import MEDIA_SLOT, TEXT_SLOT
 from multimodal_api.worker_protocol import Sampling
 from multimodal_recipes.audio import check_samples
 from multimodal_recipes.images import check_size
-from multimodal_recipes.recipe import MEDIA_SLOT, TEXT_SLOT
 from multimodal_recipes.waves import Wave
 from multimodal_server.questions import Names, Question, Said, refuse
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 from multimodal_api.build import TERMINATION_LIMIT, TERMINATION_LOG, ExitCode
 from multimodal_api.errors import Failure, ProductError
 from multimodal_api.logs import FIELDS, configure
+from multimodal_api.overrides import Overrides
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Ready
 from multimodal_server.worker_client import WorkerClient
@@ -56,6 +57,7 @@ class Settings:
     openai_port: int
     drain_seconds: float
     media_domain: list[str]
+    overrides: Overrides
     grace_seconds: float
     termination_log: Path
 
@@ -123,7 +125,7 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
 
     clock = _Clock()
     clock.note("imports")
-    engine = open_engine(settings.engine)
+    engine = open_engine(settings.engine, settings.overrides)
     for name in ("http_port", "grpc_port", "metrics_port", "openai_port"):
         check_port(settings.http_address, getattr(settings, name), name=name)
     metrics = Metrics()
@@ -279,6 +281,12 @@ def _settings() -> Settings:
     parser.add_argument("--grpc-port", type=int, default=8001, help="KServe v2 over gRPC")
     parser.add_argument("--metrics-port", type=int, default=8002, help="Prometheus metrics")
     parser.add_argument("--openai-port", type=int, default=9000, help="OpenAI's chat completions over HTTP")
+    parser.add_argument(
+        "--overrides",
+        type=Overrides.model_validate_json,
+        default=Overrides(),
+        help="what this deployment changes of the model's recipe, as JSON (spec.prompt and spec.preprocessing)",
+    )
     parser.add_argument(
         "--media-domain", action="append", default=[], help="host to fetch media from (spec.openai.mediaDomains)"
     )

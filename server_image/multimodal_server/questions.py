@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimodal_api.errors import ProductError
+from multimodal_api.overrides import MEDIA_SLOT
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Generate, MediaInput, MediaSpan, Sampling
 from multimodal_recipes.audio import preprocess as log_mels
@@ -17,7 +18,6 @@ from multimodal_recipes.frames import choose_frames
 from multimodal_recipes.images import preprocess
 from multimodal_recipes.layout import lay_out, lay_out_sound
 from multimodal_recipes.prompt import Turn, render
-from multimodal_recipes.recipe import MEDIA_SLOT
 from multimodal_recipes.time_tokens import encode_times
 from multimodal_recipes.videos import Video
 from multimodal_recipes.waves import Wave, to_mono

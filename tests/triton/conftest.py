@@ -97,10 +97,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Server]]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start_one(engine: Path) -> Server:
+    def start_one(engine: Path, *more: str) -> Server:
         folder = tmp_path_factory.mktemp("server")
         (folder / "termination-log").touch()
         http, grpc, metrics, openai = (free_port() for _ in range(4))
@@ -112,6 +112,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path],
                     *("--metrics-port", str(metrics), "--termination-log", str(folder / "termination-log")),
                     *("--openai-port", str(openai)),
                     *("--drain-seconds", str(END_SECONDS), "--grace-seconds", str(END_SECONDS / 2)),
+                    *more,
                 ],
                 stdout=log,
                 stderr=log,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from multimodal_api import labels, wire
 from multimodal_api.build import STORE_MOUNT
+from multimodal_api.overrides import Overrides
 from multimodal_api.resource import Rollout
 from multimodal_operator.kinds import DEPLOYMENT
 from multimodal_operator.render.common import annotate, child, child_labels, compact
@@ -73,6 +74,9 @@ def _spec(want: Wanted, images: Images) -> Json:
         args += [f"--{name}-port", str(port)]
     for domain in want.spec.openai.media_domains or ():
         args += ["--media-domain", domain]
+    if (overrides := want.spec.overrides()) != Overrides():
+        # Kubernetes would put a variable's value where a dollar sign and parentheses stand.
+        args += ["--overrides", overrides.model_dump_json(by_alias=True, exclude_none=True).replace("$", r"\u0024")]
     probes = _probes(want)
     main = container(
         name="server",

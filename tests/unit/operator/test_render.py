@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from multimodal_api import labels, wire
 from multimodal_api.engine import BuildInputs
+from multimodal_api.overrides import Overrides
 from multimodal_operator.differ import must_apply
 from multimodal_operator.kinds import Json
 from multimodal_operator.render import deployment, job, pvc, service, service_account
@@ -196,6 +197,19 @@ def test_the_server_is_told_its_engine_and_names() -> None:
     assert "/dev/shm" in mounts
     (http, *_rest) = service.service(wanted)["spec"]["ports"]
     assert (http["port"], http["targetPort"]) == (9500, "http")
+
+
+def test_the_server_is_told_what_is_overridden_and_the_engine_stays() -> None:
+    prompt = {"template": {"before": "pay $(HOME) \\u0024\n"}, "stopStrings": ["###"]}
+    bare, changed = want(resource()), want(resource(prompt=prompt, preprocessing={"resize": "pad"}))
+    args, more = (
+        pod_of(deployment.deployment(wanted, IMAGES, store_uid=STORE_UID))["containers"][0]["args"]
+        for wanted in (bare, changed)
+    )
+    assert more[:-1] == [*args, "--overrides"]
+    assert "$" not in more[-1], "Kubernetes would put a variable's value there"
+    assert Overrides.model_validate_json(more[-1]) == changed.spec.overrides()
+    assert changed.key == bare.key
 
 
 def test_the_server_is_told_where_media_may_be_fetched_and_the_engine_stays() -> None:

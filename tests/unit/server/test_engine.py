@@ -8,6 +8,7 @@ import pytest
 
 from multimodal_api.engine import ENGINE_FORMAT, MANIFEST_NAME
 from multimodal_api.errors import ProductError
+from multimodal_api.overrides import Overrides
 from multimodal_api.reasons import Reason
 from multimodal_server.engine import HASHED_BYTES, open_engine
 from tests.support.tiny_engine import RECIPE, build_inputs, write_manifest
@@ -33,6 +34,13 @@ def test_a_whole_engine(engine: Path) -> None:
     assert served.limits == build_inputs().limits
     # The model's own end, and the stop string that is a token; "STOP" is text.
     assert served.stop_token_ids == {2, SPECIALS.index("<extra_id_1>")}
+
+
+def test_a_deployment_s_changes(engine: Path) -> None:
+    overrides = Overrides.model_validate({"prompt": {"template": {"before": "now: "}, "stopStrings": ["<extra_id_0>"]}})
+    served = open_engine(engine, overrides)
+    assert served.recipe.template.before == "now: "
+    assert served.stop_token_ids == {2, SPECIALS.index("<extra_id_0>")}
 
 
 def edit_manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
