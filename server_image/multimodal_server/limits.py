@@ -106,10 +106,10 @@ def _text(tensor: NDArray[Any]) -> str:
 
 
 def _content(tensors: Mapping[str, NDArray[Any]], recipe: Recipe) -> tuple[str | Shown, ...]:
-    text = _text(tensors[wire.INPUT_TEXT.name])
+    text = _text(_needed(tensors, wire.INPUT_TEXT))
     if recipe.audio is not None:
         return (_wave(tensors, recipe.audio.mel), _asked(_unframed(text, recipe.template)))
-    return _placed(_asked(text), _frames(tensors[wire.INPUT_MEDIA.name], recipe), recipe)
+    return _placed(_asked(text), _frames(_needed(tensors, wire.INPUT_MEDIA), recipe), recipe)
 
 
 def _asked(text: str) -> str:
@@ -155,7 +155,7 @@ def _frames(tensor: NDArray[Any], recipe: Recipe) -> Frames:
 
 def _wave(tensors: Mapping[str, NDArray[Any]], mel: MelFrontEnd) -> Wave:
     """Take as many samples of the signal as its length says; behind them is padding."""
-    signal, name, of = tensors[wire.INPUT_SIGNAL.name], wire.INPUT_SIGNAL.name, wire.INPUT_SIGNAL_LENGTH.name
+    signal, name, of = _needed(tensors, wire.INPUT_SIGNAL), wire.INPUT_SIGNAL.name, wire.INPUT_SIGNAL_LENGTH.name
     rows, samples = signal.shape
     if rows != 1:
         raise refuse(name, f"holds {rows} sounds (shape {list(signal.shape)})", "send 1 sound, shape [1, samples]")
@@ -169,6 +169,14 @@ def _wave(tensors: Mapping[str, NDArray[Any]], mel: MelFrontEnd) -> Wave:
     sound = signal[0, :length]
     check_samples(sound, mel, at=name)
     return Wave(sound[:, None], mel.sample_rate)
+
+
+def _needed(tensors: Mapping[str, NDArray[Any]], tensor: wire.Tensor) -> NDArray[Any]:
+    """Give a tensor that every request has: Triton only counts them, and optional ones may stand in for it."""
+    found = tensors.get(tensor.name)
+    if found is None:
+        raise refuse(tensor.name, "is missing", "send it beside the others")
+    return found
 
 
 def _integer(

@@ -148,6 +148,15 @@ def test_a_refusal_names_field_value_and_remedy(tensors: dict[str, NDArray[Any]]
     assert all(word in str(failure) for word in words), str(failure)
 
 
+@pytest.mark.parametrize("name", ["input_text", "input_media"])
+def test_a_tensor_that_is_missing_is_named(name: str) -> None:
+    tensors = {"input_text": text(b"hi"), "input_media": np.zeros((1, 1, 5, 7, 3), np.uint8)}
+    del tensors[name]
+    with pytest.raises(ProductError, match=f"{name}: is missing; send it") as caught:
+        read_question(tensors, LIMITS, RECIPE)
+    assert caught.value.failure.reason is Reason.REQUEST_REFUSED
+
+
 def test_a_refusal_does_not_repeat_the_user_s_text() -> None:
     assert "secret" not in str(refusal(input_text=text(b"secret" * MAX_TEXT_BYTES)))
     assert "secret" not in str(refusal(lora_uids=text(b"secret")))
