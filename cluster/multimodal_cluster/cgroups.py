@@ -22,6 +22,7 @@ TRACKING_V1: Final = "pids"
 # The kubelet refuses a root that lacks one of these which the machine has; containerd counts `io` too.
 CONTROLLERS_V2: Final = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 KILL_DEADLINE_S: Final = 10.0
+REMOVE_DEADLINE_S: Final = 2.0
 
 
 def is_v2(root: Path = ROOT) -> bool:
@@ -132,10 +133,15 @@ def kill_all(name: str, root: Path = ROOT) -> None:
 
 
 def remove(name: str, root: Path = ROOT) -> None:
-    """Remove our empty groups."""
+    """Remove our empty groups.
+
+    Raises:
+        ClusterError: the kernel keeps one.
+    """
     for group in groups(name, root):
         # A group's last process may be gone from the list a moment before the kernel lets the group go.
-        wait_until(lambda group=group: _removed(group), seconds=2)  # type: ignore[misc]
+        if not wait_until(lambda group=group: _removed(group), seconds=REMOVE_DEADLINE_S):  # type: ignore[misc]
+            raise ClusterError("control groups", f"{group} cannot be removed", "end what is in it and run again")
 
 
 def _removed(group: Path) -> bool:

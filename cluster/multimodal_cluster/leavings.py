@@ -35,8 +35,8 @@ SHARED_FOLDERS: Final = (
 
 
 def found(paths: Paths) -> bool:
-    """Tell whether a cluster was made and not taken down."""
-    return paths.fresh.exists()
+    """Tell whether a cluster was made and not taken down; its folder may have been deleted while it ran."""
+    return paths.fresh.exists() or bool(cgroups.groups(paths.cgroup))
 
 
 def crashed(paths: Paths) -> bool:

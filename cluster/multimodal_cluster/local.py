@@ -106,7 +106,7 @@ class LocalCluster:
 
     def status(self) -> dict[str, str]:
         """Say of each part what it does; `ready` where all is well."""
-        if not leavings.found(self._paths):
+        if not self._paths.fresh.exists():
             return dict.fromkeys(PARTS, "down")
         return {part.name: self._state(part) for part in self._parts()}
 

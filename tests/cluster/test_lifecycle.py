@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from multimodal_cluster import images
+from multimodal_cluster import cgroups, images
 from multimodal_cluster.network import CHANGED
 from multimodal_cluster.paths import Paths, paths_of
 
@@ -82,7 +82,7 @@ class Island:
         """Say everything that a cluster might leave on the machine."""
         seen = self.run("sh", "-c", LOOK)
         assert seen.returncode == 0, seen.stderr
-        groups = [str(group) for group in Path("/sys/fs/cgroup").glob(f"*/{self.paths.cgroup}")]
+        groups = [str(group) for group in cgroups.groups(self.paths.cgroup)]
         return (*seen.stdout.splitlines(), *groups)
 
 

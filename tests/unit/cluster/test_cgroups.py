@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from multimodal_cluster import cgroups
+from multimodal_cluster.errors import ClusterError
 
 NAME = f"multimodal-test-{os.getpid()}"
 
@@ -69,6 +70,21 @@ def test_children_of_what_is_adopted_are_ours_too(tree: Path) -> None:
     finally:
         cgroups.kill_all(NAME, tree)
         parent.communicate(timeout=10)
+        cgroups.remove(NAME, tree)
+
+
+def test_a_group_that_holds_a_process_is_named_when_it_should_go(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "REMOVE_DEADLINE_S", 0)
+    cgroups.prepare(NAME, tree)
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        cgroups.adopt(process.pid, NAME, tree)
+        with pytest.raises(ClusterError, match=f"{NAME}/daemons cannot be removed"):
+            cgroups.remove(NAME, tree)
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+        monkeypatch.undo()
         cgroups.remove(NAME, tree)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from multimodal_cluster.leavings import mounts_below
+from multimodal_cluster import cgroups
+from multimodal_cluster.leavings import found, mounts_below
+from multimodal_cluster.paths import Paths
 
 STATE = Path("/cache/cluster")
 
@@ -35,3 +38,15 @@ def test_mounts_below_a_folder_are_listed_in_the_order_of_unmounting(points: lis
 def test_a_mount_that_is_covered_by_a_later_one_is_unmounted_after_it() -> None:
     twice = [line("/cache/cluster/run"), line("/cache/cluster/run")]
     assert mounts_below(STATE, twice) == [STATE / "run", STATE / "run"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="control groups are made by root only")
+def test_control_groups_tell_of_a_cluster_whose_folder_was_deleted(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    assert not found(paths)
+    cgroups.prepare(paths.cgroup)
+    try:
+        assert found(paths)
+    finally:
+        cgroups.remove(paths.cgroup)
+    assert not found(paths)
