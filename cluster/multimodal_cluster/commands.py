@@ -50,7 +50,7 @@ def run(
             cwd=folder,
         )
     except FileNotFoundError as error:
-        raise ClusterError(part, f"{command[0]} is not installed", remedy) from error
+        raise ClusterError(part, f"{command[0]} is not installed", f"install {command[0]} and run again") from error
     except subprocess.TimeoutExpired as error:
         raise ClusterError(part, f"`{shown}` was not done after {seconds:g}s", remedy) from error
     if done.returncode != 0:

@@ -43,8 +43,9 @@ class KindCluster:
 
     def up(self) -> None:
         """Make what is not there: cluster, registry, the way from one to the other, GPUs."""
+        exists = self._exists()  # before minutes of building: kind or Docker may be missing
         clients.ensure(self._paths, self._progress)
-        if not self._exists():
+        if not exists:
             AUDIT_LOG.parent.mkdir(parents=True, exist_ok=True)
             with self._progress.step("create the kind cluster"):
                 self._kind("create", "cluster", f"--config={CONFIG}", "--wait=300s")
