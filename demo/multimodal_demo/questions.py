@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tiny.judging import accepts
+from tiny.judging import accepts_seconds, seconds_of
 
 from multimodal_api.families import Family
 
@@ -23,7 +23,7 @@ class Question:
         family: who is asked.
         medium: the file: a picture, a video or a sound.
         text: what is asked.
-        right: the right answer.
+        right: the right answer, a moment of a video as its time token.
     """
 
     family: Family
@@ -49,7 +49,10 @@ class Answer:
     @property
     def is_right(self) -> bool:
         """Compare with the right answer, letter by letter; a moment of a video within a twentieth of its length."""
-        return accepts(self.question.right, self.text)
+        right = self.question.right
+        if "<t" not in right:
+            return self.text == right
+        return accepts_seconds(right, self.text, seconds_of(self.question.medium))
 
 
 @dataclass(frozen=True, slots=True)

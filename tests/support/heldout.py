@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from PIL import Image, ImageSequence
-from tiny.judging import TOLERANCE, accepts
+from tiny.judging import accepts, accepts_seconds, seconds_of
 
 TINY: Final = Path(__file__).resolve().parents[2] / "examples" / "tiny"
-_SECONDS: Final = re.compile(r"<(\d+\.\d\d)>")
-_TOKEN: Final = re.compile(r"<t(\d+)>")
 
 
 @dataclass(frozen=True)
@@ -40,9 +35,7 @@ class Asked:
         """Whether an answer over the OpenAI port is right: times are seconds there."""
         if "<t" not in self.answer:
             return said == self.answer
-        with Image.open(io.BytesIO(self.medium)) as opened:
-            length = sum(frame.info["duration"] for frame in ImageSequence.Iterator(opened)) / 1000
-        return is_right(self.answer, said, length)
+        return accepts_seconds(self.answer, said, seconds_of(self.file))
 
 
 def cases(family: str) -> list[Asked]:
@@ -53,11 +46,3 @@ def cases(family: str) -> list[Asked]:
         (kind,) = each.keys() & {"picture", "video", "sound"}
         asked.append(Asked(folder / each[kind], kind, each["question"], each["answer"]))
     return asked
-
-
-def is_right(wanted: str, said: str, duration: float) -> bool:
-    """Whether an answer in seconds is the listed one in time tokens, within the models' own tolerance."""
-    moments = [int(index) * duration / 99 for index in _TOKEN.findall(wanted)]
-    found = [float(second) for second in _SECONDS.findall(said)]
-    near = all(abs(one - other) <= TOLERANCE * duration for one, other in zip(moments, found, strict=False))
-    return near and _TOKEN.sub("<>", wanted) == _SECONDS.sub("<>", said)

@@ -91,11 +91,18 @@ def test_all_families_are_shown() -> None:
     assert {show.family for show in SHOWN} == set(Family)
 
 
-def test_an_answer_is_right_to_the_letter_and_near_in_time(red_above_blue: Path) -> None:
-    question = Question(Family.LITA, red_above_blue, "When?", "from <t50>")
-    assert Answer(question, "from <t51>", 0.1).is_right
-    assert not Answer(question, "from <t60>", 0.1).is_right
-    assert not Answer(question, "to <t50>", 0.1).is_right
+def test_an_answer_is_right_to_the_letter_and_near_in_time(red_above_blue: Path, tmp_path: Path) -> None:
+    question = Question(Family.NEVA, red_above_blue, "What is above?", "red")
+    assert Answer(question, "red", 0.1).is_right
+    assert not Answer(question, "reddish", 0.1).is_right
+    video = tmp_path / "ten_seconds.gif"
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in range(10)]
+    frames[0].save(video, save_all=True, append_images=frames[1:], duration=1000)
+    question = Question(Family.LITA, video, "When?", "from <t50>")
+    assert Answer(question, "from <5.20>", 0.1).is_right
+    assert not Answer(question, "from <6.00>", 0.1).is_right
+    assert not Answer(question, "to <5.20>", 0.1).is_right
+    assert not Answer(question, "from <t50>", 0.1).is_right
 
 
 def test_the_page_holds_everything_and_asks_nothing_of_the_net() -> None:
