@@ -42,7 +42,7 @@ def install_operator(tools: Tools, images: Path, progress: Progress) -> None:
             *("upgrade", "--install", RELEASE, str(CHART), "--namespace", OPERATOR_NAMESPACE, "--create-namespace"),
             *("--values", str(images), "--set", f"watch.namespaces={{{NAMESPACE}}}"),
             # The definition may be there already, from the tests or from a release of another name.
-            *("--take-ownership", "--wait", f"--timeout={READY_S}s"),
+            *("--take-ownership", "--force-conflicts", "--wait", f"--timeout={READY_S}s"),
             seconds=READY_S + 30,
             remedy=remedy,
         )

@@ -68,7 +68,8 @@ def install(home: str) -> None:
         "--set",
         f"watch.namespaces={{{home}}}",
     ]
-    done = helm(*command, *values, "--take-ownership", "--wait", "--timeout", "120s")
+    owned = ("--take-ownership", "--force-conflicts")
+    done = helm(*command, *values, *owned, "--wait", "--timeout", "120s")
     assert done.returncode == 0, done.stderr
 
 
