@@ -162,6 +162,8 @@ def test_damaged_requests_over_http(server: Server) -> None:
         ask_http(server, body, {"Inference-Header-Content-Length": str(len(header) + header_off)})
 
 
+FEW = st.lists(st.sampled_from([-2, -1, 0, 1, 2, 3, 28]), max_size=3)
+"""Sizes of a shape in a document. Of huge ones Triton itself ends, before this software hears of the request."""
 JSON = st.recursive(
     st.none() | st.booleans() | INTEGERS | st.floats() | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
@@ -171,9 +173,7 @@ JSON = st.recursive(
 
 @pytest.mark.usefixtures("unharmed")
 def test_damaged_documents_over_http(server: Server) -> None:
-    inputs = st.fixed_dictionaries(
-        {"name": NAMES, "datatype": DATATYPES, "shape": st.lists(SIZES, max_size=6), "data": JSON}
-    )
+    inputs = st.fixed_dictionaries({"name": NAMES, "datatype": DATATYPES, "shape": FEW, "data": JSON})
 
     @try_all(st.fixed_dictionaries({"inputs": st.lists(inputs | JSON, max_size=3)}) | JSON, st.integers(0, 1000))
     def check(document: Any, kept: int) -> None:
