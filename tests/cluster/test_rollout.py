@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO
 
 import pytest
 
 from support import heldout
-from support.platform import eventually, kubectl
+from support.load import ENDED, STOP
+from support.platform import attempt, eventually, kubectl
 from support.product import Resource, in_client
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -27,28 +27,17 @@ def asked_all_the_time(namespace: str, host: str) -> Iterator[None]:
     case = heldout.cases("neva")[0]
     told = {"host": host, "model": host, "family": "neva", "text": case.question, "kind": case.kind}
     told["medium"] = base64.b64encode(case.medium).decode()
-    with subprocess.Popen(
-        in_client(namespace, "support.load"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as clients:
-        try:
-            stdin, stdout = pipes(clients)
-            print(json.dumps(told), file=stdin, flush=True)
-            assert stdout.readline() == "asking\n"
-            yield
-            said, _ = clients.communicate(timeout=120)
-        finally:
-            clients.kill()
-    ended = json.loads(said)
+    begin = in_client(namespace, "support.load")[1:]
+    kubectl(*begin, stdin=json.dumps(told))
+    yield
+    inside = ("exec", "-n", namespace, "client", "--")
+    kubectl(*inside, "touch", os.fspath(STOP))
+    eventually(lambda: attempt(*inside, "test", "-e", os.fspath(ENDED)).returncode == 0, "the clients have ended")
+    ended = json.loads(kubectl(*inside, "cat", os.fspath(ENDED)))
     assert {way: end["failures"] for way, end in ended.items()} == {way: [] for way in ended}
     for way, end in ended.items():
         assert set(end["said"]) == {case.answer}, way
         assert end["said"][case.answer] >= ASKED, way
-
-
-def pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    return process.stdin, process.stdout
 
 
 @pytest.mark.usefixtures("client")

@@ -1,19 +1,22 @@
-"""Clients that ask a question again and again, in every way there is, until standard input ends; then what happened.
+"""Clients that ask a question again and again, in every way there is, until a file says stop; then what happened.
 
-It runs in a pod. The first line of standard input is JSON as `asking` has it, with one question; it says "asking" when
-every client has had an answer, and at the end, by way, how many answers there were and what else came instead.
+It runs in a pod. Standard input is JSON as `asking` has it, with one question. The command ends when every client has
+had an answer; the clients go on behind it, for the stream of `kubectl exec` breaks where a machine is busy. When `STOP`
+is there they write to `ENDED`, by way, how many answers there were and what else came instead.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from multimodal_api import wire
@@ -22,6 +25,11 @@ from support import asking
 
 PAUSE_SECONDS: Final = 0.1
 FOREVER: Final = float("inf")
+STOP: Final = Path("/tmp/stop-asking")
+ENDED: Final = Path("/tmp/asked.json")
+LOG: Final = Path("/tmp/asking.log")
+LONGEST_SECONDS: Final = 900.0
+"""Clients that nobody stops end then."""
 
 
 @dataclass
@@ -97,9 +105,26 @@ def ways(server: asking.Server, question: asking.Question) -> dict[str, Way]:
     }
 
 
+def go_on_behind() -> int:
+    """Let this process end when a byte is written; go on in another one, with the descriptor that takes it."""
+    read, write = os.pipe()
+    if os.fork():
+        os.close(write)
+        sys.exit(0 if os.read(read, 1) else f"the clients ended; see {LOG}")
+    os.close(read)
+    os.setsid()
+    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # kubectl waits for all who hold these
+        os.dup2(log, stream.fileno())
+    return write
+
+
 def main() -> None:
     """Run in a pod."""
     told = json.loads(sys.stdin.readline())
+    for left in (STOP, ENDED):
+        left.unlink(missing_ok=True)
+    begins = go_on_behind()
     question = asking.Question(told["text"], base64.b64decode(told["medium"]), told["kind"])
     clients = ways(asking.Server(told["host"], told["model"], Family(told["family"])), question)
     begun, stop = threading.Barrier(len(clients) + 1), threading.Event()
@@ -107,12 +132,16 @@ def main() -> None:
     for thread in threads:
         thread.start()
     begun.wait()
-    print("asking", flush=True)  # noqa: T201 -- it is a program
-    sys.stdin.read()
+    os.write(begins, b"+")
+    ends = time.monotonic() + LONGEST_SECONDS
+    while not STOP.exists() and time.monotonic() < ends:
+        time.sleep(PAUSE_SECONDS)
     stop.set()
     for thread in threads:
         thread.join()
-    json.dump({name: {"said": way.said, "failures": way.failures} for name, way in clients.items()}, sys.stdout)
+    whole = ENDED.with_suffix(".part")
+    whole.write_text(json.dumps({name: {"said": way.said, "failures": way.failures} for name, way in clients.items()}))
+    whole.rename(ENDED)
 
 
 if __name__ == "__main__":
