@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, Unpack
 
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family
@@ -10,11 +10,11 @@ from multimodal_api.reasons import Reason
 from multimodal_client import address
 from multimodal_client.kserve import HttpWire
 from multimodal_client.openai import OpenAiModel
-from multimodal_client.question import Question
+from multimodal_client.question import Question, Wishes
 from multimodal_client.triton import TritonModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from multimodal_client.address import Address
     from multimodal_client.media import Media
@@ -87,13 +87,7 @@ class Client:
         medium: Media,
         *,
         batch_size: int | None = None,
-        max_output_len: int | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        temperature: float | None = None,
-        repetition_penalty: float | None = None,
-        num_beams: int | None = None,
-        lora_uids: Sequence[str] | None = None,
+        **wishes: Unpack[Wishes],
     ) -> list[str]:
         """Ask a question about a picture, a video or a sound.
 
@@ -102,47 +96,21 @@ class Client:
                 answers too (`<3.25>`).
             medium: what `media.load` takes: a path, a URL, the content of a file, an array; over OpenAI's API no array.
             batch_size: answers wanted to this one question.
-            max_output_len: longest answer, in tokens.
-            top_k: sample from the best so many tokens; 1 is greedy.
-            top_p: sample from the best tokens that have this probability together; 0 is off.
-            temperature: divides the logits.
-            repetition_penalty: above 1 avoids words that were said.
-            num_beams: 1; the server refuses others.
-            lora_uids: "-1"; the server refuses others.
+            **wishes: how, as `Wishes` has it.
 
         Returns:
-            `batch_size` answers. What is None is left to the server's defaults: 30 tokens, greedy.
+            `batch_size` answers, by default one.
 
         Raises:
             ProductError: the medium cannot be read, or the server refuses, fails or is too slow.
         """
-        question = Question(
-            text,
-            medium,
-            self._family,
-            batch_size=batch_size,
-            max_output_len=max_output_len,
-            top_k=top_k,
-            top_p=top_p,
-            temperature=temperature,
-            repetition_penalty=repetition_penalty,
-            num_beams=num_beams,
-            lora_uids=lora_uids,
-        )
-        return self._model.ask(question)
+        return self._model.ask(Question(text, medium, self._family, batch_size=batch_size, **wishes))
 
     def stream(
         self,
         text: str,
         medium: Media,
-        *,
-        max_output_len: int | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        temperature: float | None = None,
-        repetition_penalty: float | None = None,
-        num_beams: int | None = None,
-        lora_uids: Sequence[str] | None = None,
+        **wishes: Unpack[Wishes],
     ) -> Iterator[str]:
         """Ask as `query` does and give the answer as it comes; closing the iterator ends the work for it.
 
@@ -154,19 +122,7 @@ class Client:
         Raises:
             ProductError: as `query` does, perhaps after some pieces.
         """
-        question = Question(
-            text,
-            medium,
-            self._family,
-            max_output_len=max_output_len,
-            top_k=top_k,
-            top_p=top_p,
-            temperature=temperature,
-            repetition_penalty=repetition_penalty,
-            num_beams=num_beams,
-            lora_uids=lora_uids,
-        )
-        return self._model.stream(question)
+        return self._model.stream(Question(text, medium, self._family, **wishes))
 
 
 def _over_grpc(where: Address, model_name: str, timeout: float) -> Model:

@@ -7,12 +7,16 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from multimodal_api import wire
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
 from multimodal_client.client import DEFAULT_TIMEOUT, Client
+
+if TYPE_CHECKING:
+    from multimodal_client.question import Wishes
 
 BUILDER = "multimodal-builder"
 INTERRUPTED = 130
@@ -45,7 +49,7 @@ def _query(arguments: argparse.Namespace) -> None:
     family = Family(arguments.model_type)
     client = Client(arguments.url, arguments.model_name, family=family, timeout=arguments.timeout)
     client.wait_ready(arguments.init_timeout)
-    options = {
+    options: Wishes = {
         "max_output_len": arguments.max_output_len,
         "top_k": arguments.top_k,
         "top_p": arguments.top_p,

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from multimodal_api.families import Family
     from multimodal_client.media import Media
+
+
+class Wishes(TypedDict, total=False):
+    """How an answer is to be made. What is absent or None is left to the server's defaults: 30 tokens, greedy.
+
+    Attributes:
+        max_output_len: longest answer, in tokens.
+        top_k: sample from the best so many tokens; 1 is greedy.
+        top_p: sample from the best tokens that have this probability together; 0 is off.
+        temperature: divides the logits.
+        repetition_penalty: above 1 avoids words that were said.
+        num_beams: 1; the server refuses others.
+        lora_uids: "-1"; the server refuses others.
+    """
+
+    max_output_len: int | None
+    top_k: int | None
+    top_p: float | None
+    temperature: float | None
+    repetition_penalty: float | None
+    num_beams: int | None
+    lora_uids: Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,7 @@ from multimodal_api.errors import ProductError
 from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Sampling
-from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
-from multimodal_builder.inspection import inspect
 from multimodal_builder.main import main
 from multimodal_builder.progress import Tracker
 from multimodal_builder.stages import BuildRequest, run_build
@@ -49,6 +47,7 @@ from multimodal_recipes.recipe import Recipe
 from multimodal_recipes.tokenizer import Tokenizer
 from support import upstream
 from support.archives import CLASSIC, DISTRIBUTED, TINY, Archive
+from support.conversion import write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,13 +174,7 @@ def write_checkpoint(folder: Path, reference: LlavaForConditionalGeneration, siz
 
 def convert(path: Path, out: Path, llm: Path | None = None) -> Path:
     paths = CheckpointPaths(visual=path, llm=llm)
-    inspection, plan, opened = inspect(
-        paths, family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
-    )
-    assert inspection.problems == ()
-    assert plan is not None
-    with opened:
-        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    write_model(out, paths)
     return out
 
 

@@ -44,6 +44,7 @@ from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
 from support.archives import CLASSIC, Archive
+from support.conversion import write_model
 from support.original_folders import write_sentencepiece
 from support.peft_writer import PeftAdapter
 from support.states import keep_tensors
@@ -166,17 +167,7 @@ def look(folder: Path, **changes: Any) -> Inspection:
 
 
 def convert(folder: Path, out: Path, lora: Path | None = None) -> Path:
-    inspection, plan, opened = inspect(
-        CheckpointPaths(visual=folder, lora=lora),
-        family=Family.NEVA,
-        llm_type=LlmType.LLAMA,
-        dtype=Dtype.FLOAT32,
-        limits=None,
-    )
-    assert inspection.problems == ()
-    assert plan is not None
-    with opened:
-        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    write_model(out, CheckpointPaths(visual=folder, lora=lora))
     return out
 
 
@@ -486,17 +477,11 @@ def test_an_adapter_of_peft_is_merged_into_gpt_2_s_turned_weights(tmp_path: Path
     model = language_model(GPT2Config(**GPT, **ENDS, activation_function="gelu"), tmp_path / "llm")
     adapter = PeftAdapter.random(model, r"c_attn|c_proj|c_fc", lambda _: 3, transposed=True, r=3, lora_alpha=12)
     lora = adapter.scaled(lambda _: 4.0).write(tmp_path / "adapter", pickled=True)
-    inspection, plan, opened = inspect(
+    write_model(
+        tmp_path / "out",
         CheckpointPaths(visual=projector_alone(tmp_path), llm=tmp_path / "llm", lora=lora),
-        family=Family.NEVA,
         llm_type=LlmType.GPT,
-        dtype=Dtype.FLOAT32,
-        limits=None,
     )
-    assert inspection.problems == ()
-    assert plan is not None
-    with opened:
-        write_canonical(plan, tmp_path / "out", root=tmp_path, dtype=None, on_bytes=lambda _: None)
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "llm").float()
     ids = torch.randint(0, 500, (1, 200), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():

@@ -13,14 +13,11 @@ import torch
 from tiny import nemo_writer
 from transformers import LlamaForCausalLM
 
-from multimodal_api.engine import Dtype
-from multimodal_api.families import Family, LlmType
-from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
-from multimodal_builder.inspection import inspect
 from support import forms
 from support.adapters import CANONICAL, FUSED, LEGACY_LAYERS, SECOND, UNFUSED, Lora, Scheme
 from support.archives import CKPT, CLASSIC, CLIP, Archive
+from support.conversion import write_model
 from support.peft_writer import PeftAdapter
 from support.states import state_of
 
@@ -54,17 +51,7 @@ def lora(base: Path) -> Lora:
 
 
 def convert(path: Path, out: Path, lora: Path | None = None, llm: Path | None = None) -> Path:
-    inspection, plan, opened = inspect(
-        CheckpointPaths(visual=path, llm=llm, lora=lora),
-        family=Family.NEVA,
-        llm_type=LlmType.LLAMA,
-        dtype=Dtype.FLOAT32,
-        limits=None,
-    )
-    assert inspection.problems == ()
-    assert plan is not None
-    with opened:
-        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    write_model(out, CheckpointPaths(visual=path, llm=llm, lora=lora))
     return out
 
 

@@ -10,13 +10,11 @@ import torch
 from tiny import nemo_writer
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from multimodal_api.engine import Dtype
-from multimodal_api.families import Family, LlmType
-from multimodal_builder.canonical import write_canonical
+from multimodal_api.families import LlmType
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
-from multimodal_builder.inspection import inspect
 from support import forms
 from support.archives import CLASSIC, Archive
+from support.conversion import write_model
 from support.megatron_writer import write_state
 
 if TYPE_CHECKING:
@@ -117,13 +115,7 @@ def write(folder: Path, reference: MixtralForCausalLM, adapters: dict[str, Tenso
 
 def convert(folder: Path, **paths: Path) -> MixtralForCausalLM:
     out = folder / "out"
-    inspection, plan, opened = inspect(
-        CheckpointPaths(**paths), family=Family.NEVA, llm_type=LlmType.MIXTRAL, dtype=Dtype.FLOAT32, limits=None
-    )
-    assert inspection.problems == ()
-    assert plan is not None
-    with opened:
-        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    write_model(out, CheckpointPaths(**paths), llm_type=LlmType.MIXTRAL)
     return MixtralForCausalLM.from_pretrained(out / "llm", dtype=torch.float32).eval()
 
 

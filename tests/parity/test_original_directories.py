@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from multimodal_api.build import ExitCode, Outcome
 from multimodal_api.engine import Backend, BuildInputs, Dtype, Limits, SourceIdentity
 from multimodal_api.families import Family, LlmType
-from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
 from multimodal_builder.checkpoints.hub import Hub
 from multimodal_builder.inspection import Inspection, inspect
@@ -30,6 +29,7 @@ from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.recipe import FrameResize
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
+from support.conversion import write_model
 from support.fake_hub import FakeHub
 from support.original_folders import (
     Whole,
@@ -61,13 +61,7 @@ def look(folder: Path, **changes: Any) -> Inspection:
 
 
 def convert(folder: Path, out: Path, family: Family = Family.VILA) -> MultimodalModel:
-    inspection, plan, opened = inspect(
-        CheckpointPaths(visual=folder), family=family, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
-    )
-    assert inspection.problems == ()
-    assert plan is not None
-    with opened:
-        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    write_model(out, CheckpointPaths(visual=folder), family=family)
     assert AutoModelForCausalLM.from_pretrained(out / "llm")
     assert AutoTokenizer.from_pretrained(out / "llm")
     return MultimodalModel.load(out, dtype=torch.float32, device=torch.device("cpu"))

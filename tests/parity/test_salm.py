@@ -21,9 +21,7 @@ from transformers.models.parakeet.modeling_parakeet import ParakeetEncoder
 from multimodal_api.build import ExitCode, Outcome
 from multimodal_api.engine import MODEL_DIR, Backend, BuildInputs, Dtype, Limits, SourceIdentity
 from multimodal_api.families import Family, LlmType
-from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
-from multimodal_builder.inspection import inspect
 from multimodal_builder.main import main
 from multimodal_builder.progress import Tracker
 from multimodal_builder.stages import BuildRequest, run_build
@@ -37,6 +35,7 @@ from multimodal_recipes.tokenizer import Tokenizer
 from support import upstream
 from support.adapters import Lora
 from support.archives import CKPT, CLASSIC, Archive
+from support.conversion import write_model
 from support.megatron_writer import write_state
 from support.naive_conformer import hear
 from support.salm_writer import Perception, split, whole
@@ -72,13 +71,7 @@ def llama(base: Path) -> Any:
 
 
 def convert(paths: CheckpointPaths, out: Path) -> Path:
-    inspection, plan, opened = inspect(
-        paths, family=Family.SALM, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
-    )
-    assert inspection.problems == ()
-    assert plan is not None
-    with opened:
-        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    write_model(out, paths, family=Family.SALM)
     return out
 
 

@@ -19,12 +19,9 @@ from tiny import heldout
 from tiny.judging import accepts
 from tiny.pictures import Question
 
-from multimodal_api.engine import Dtype
 from multimodal_api.families import Family, LlmType
 from multimodal_api.worker_protocol import Sampling
-from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
-from multimodal_builder.inspection import inspect
 from multimodal_modeling.generate import generate
 from multimodal_modeling.model import MultimodalModel
 from multimodal_recipes.audio import preprocess as hear
@@ -33,6 +30,7 @@ from multimodal_recipes.images import preprocess
 from multimodal_recipes.layout import lay_out, lay_out_sound
 from multimodal_recipes.prompt import Medium, Turn, render
 from multimodal_recipes.tokenizer import Tokenizer
+from support.conversion import write_model
 
 pytestmark = pytest.mark.parity
 
@@ -65,13 +63,7 @@ FAMILIES = (
 
 
 def convert(archive: Path, tiny: Tiny, out: Path) -> Path:
-    inspection, plan, opened = inspect(
-        CheckpointPaths(visual=archive), family=tiny.family, llm_type=tiny.llm_type, dtype=Dtype.FLOAT32, limits=None
-    )
-    assert inspection.problems == ()
-    assert plan is not None
-    with opened:
-        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    write_model(out, CheckpointPaths(visual=archive), family=tiny.family, llm_type=tiny.llm_type)
     return out
 
 

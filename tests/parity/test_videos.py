@@ -20,9 +20,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from multimodal_api.build import Outcome
 from multimodal_api.engine import Backend, BuildInputs, Dtype, Limits, SourceIdentity
 from multimodal_api.families import Family, LlmType
-from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
-from multimodal_builder.inspection import inspect
 from multimodal_builder.progress import Tracker
 from multimodal_builder.stages import BuildRequest, run_build
 from multimodal_builder.store import Store
@@ -33,6 +31,7 @@ from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.tokenizer import Tokenizer
 from support import upstream
 from support.archives import CLASSIC, Archive
+from support.conversion import write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -252,11 +251,7 @@ def served_logits(out: Path, pixels: Tensor, places: list[int]) -> Tensor:
 
 def convert(path: Path, family: Family, out: Path, llm: Path | None = None) -> None:
     paths = CheckpointPaths(visual=path, llm=llm)
-    found, plan, opened = inspect(paths, family=family, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None)
-    assert found.problems == ()
-    assert plan is not None
-    with opened:
-        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    write_model(out, paths, family=family)
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:

@@ -26,13 +26,11 @@ from transformers import (
     Starcoder2Config,
 )
 
-from multimodal_api.engine import Dtype
-from multimodal_api.families import Family, LlmType
-from multimodal_builder.canonical import write_canonical
+from multimodal_api.families import LlmType
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
-from multimodal_builder.inspection import inspect
 from support import forms
 from support.archives import DISTRIBUTED, Archive
+from support.conversion import write_model
 from support.megatron_writer import State, write_state
 
 if TYPE_CHECKING:
@@ -328,17 +326,7 @@ def write_checkpoint(
 
 
 def convert(visual: Path, case: Case, out: Path, llm: Path | None = None) -> Path:
-    inspection, plan, opened = inspect(
-        CheckpointPaths(visual=visual, llm=llm),
-        family=Family.NEVA,
-        llm_type=case.llm_type,
-        dtype=Dtype.FLOAT32,
-        limits=None,
-    )
-    assert inspection.problems == ()
-    assert plan is not None
-    with opened:
-        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    write_model(out, CheckpointPaths(visual=visual, llm=llm), llm_type=case.llm_type)
     return out
 
 

@@ -19,7 +19,6 @@ from multimodal_api.engine import Dtype
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
-from multimodal_builder.canonical import write_canonical
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.checkpoints.distributed import open_distributed
 from multimodal_builder.checkpoints.members import DirectoryMembers
@@ -27,6 +26,7 @@ from multimodal_builder.checkpoints.names import NamedSource
 from multimodal_builder.inspection import inspect
 from support import forms, upstream
 from support.archives import CKPT, CLASSIC, CLIP, Archive
+from support.conversion import write_model
 from support.states import State, keep_tensors, saved, state_of
 
 if TYPE_CHECKING:
@@ -49,17 +49,7 @@ def problems_of(path: Path, llm: Path | None = None) -> tuple[Failure, ...]:
 
 def convert(path: Path, out: Path, llm: Path | None = None) -> Weights:
     """All weights of the canonical model."""
-    inspection, plan, opened = inspect(
-        CheckpointPaths(visual=path, llm=llm),
-        family=Family.NEVA,
-        llm_type=LlmType.LLAMA,
-        dtype=Dtype.FLOAT32,
-        limits=None,
-    )
-    assert inspection.problems == ()
-    assert plan is not None
-    with opened:
-        write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    write_model(out, CheckpointPaths(visual=path, llm=llm))
     return weights_of(out)
 
 

@@ -11,11 +11,12 @@ from multimodal_api.build import ExitCode
 from multimodal_api.engine import Dtype
 from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
-from multimodal_builder.canonical import Converted, write_canonical
+from multimodal_builder.canonical import Converted
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.inspection import inspect
 from multimodal_builder.main import main
 from support.archives import CKPT, CLASSIC, Archive
+from support.conversion import write_model
 from support.states import keep_tensors, saved, state_of
 
 if TYPE_CHECKING:
@@ -48,13 +49,7 @@ def problems_of(visual: Path, llm: Path | None) -> tuple[Failure, ...]:
 
 
 def convert(paths: CheckpointPaths, out: Path) -> tuple[dict[str, bytes], Converted]:
-    inspection, plan, opened = inspect(
-        paths, family=Family.NEVA, llm_type=LlmType.LLAMA, dtype=Dtype.FLOAT32, limits=None
-    )
-    assert inspection.problems == ()
-    assert plan is not None
-    with opened:
-        converted = write_canonical(plan, out, root=out, dtype=None, on_bytes=lambda _: None)
+    converted = write_model(out, paths)
     return {file.path: (out / file.path).read_bytes() for file in converted.files}, converted
 
 

@@ -28,8 +28,7 @@ Json = dict[str, Any]
 
 def helm(*arguments: str, values: Json | None = None) -> subprocess.CompletedProcess[str]:
     program = clients.path("helm", paths_of(os.environ))
-    if not program.exists():
-        pytest.skip("helm is not in the cache: `make cluster-up` puts it there")
+    assert program.exists(), "helm is not in the cache: `make cluster-up` puts it there"
     command = [str(program), *arguments, "--values", "-"]
     return subprocess.run(
         command, input=json.dumps(values or {}), capture_output=True, text=True, timeout=60, check=False
