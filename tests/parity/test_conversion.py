@@ -28,15 +28,15 @@ from transformers import (
 )
 
 from multimodal_api.build import ExitCode, Outcome
-from multimodal_api.engine import MODEL_DIR, Backend, BuildInputs, Dtype, Limits, SourceIdentity
+from multimodal_api.engine import MODEL_DIR, Dtype
 from multimodal_api.errors import ProductError
-from multimodal_api.families import Family, LlmType
+from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Sampling
-from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
+from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.main import main
 from multimodal_builder.progress import Tracker
-from multimodal_builder.stages import BuildRequest, run_build
+from multimodal_builder.stages import run_build
 from multimodal_builder.store import Store
 from multimodal_modeling.generate import generate
 from multimodal_modeling.model import MultimodalModel
@@ -47,6 +47,7 @@ from multimodal_recipes.recipe import Recipe
 from multimodal_recipes.tokenizer import Tokenizer
 from support import upstream
 from support.archives import CLASSIC, DISTRIBUTED, TINY, Archive
+from support.builds import request_for
 from support.conversion import write_model
 
 if TYPE_CHECKING:
@@ -359,30 +360,10 @@ def test_the_start_and_end_of_media_stay_where_training_kept_them(tmp_path: Path
     assert template.medium == "<extra_id_4>{media}<extra_id_5>\n"
 
 
-def request_for(archive: Path, dtype: Dtype) -> BuildRequest:
-    inputs = BuildInputs(
-        family=Family.NEVA,
-        llm_type=LlmType.LLAMA,
-        visual_checkpoint=SourceIdentity(kind="pvc", location="models", path=archive.name),
-        num_gpus=0,
-        dtype=dtype,
-        backend=Backend.TORCH,
-        limits=Limits(vision_max_batch_size=1),
-    )
-    return BuildRequest(
-        inputs=inputs,
-        key=inputs.key(),
-        checkpoints=CheckpointLocations(visual=archive),
-        stop_after_inspect=False,
-        expect_engine=False,
-        keep=None,
-    )
-
-
 @pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
 @pytest.mark.parametrize("archive", [DISTRIBUTED, CLASSIC], ids=["dist", "classic"])
 def test_a_real_build_verifies_with_torch_and_publishes(tmp_path: Path, archive: Path, dtype: Dtype) -> None:
-    request = request_for(archive, dtype)
+    request = request_for(archive, dtype=dtype)
     report = run_build(request, Store(tmp_path), Tracker())
     assert report.outcome is Outcome.PUBLISHED
     assert load(tmp_path / request.key / MODEL_DIR).recipe.family is Family.NEVA
@@ -393,7 +374,7 @@ def test_an_engine_that_does_not_compute_is_not_published(tmp_path: Path) -> Non
         state["model.decoder.final_layernorm.weight"][:] = float("nan")
 
     path = write_checkpoint(tmp_path, make_reference(Sizes()), Sizes(), poison)
-    request = request_for(path, Dtype.FLOAT32)
+    request = request_for(path)
     store = Store(tmp_path / "engines")
     store.root.mkdir()
     with pytest.raises(ProductError, match="finite") as caught:

@@ -14,14 +14,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from multimodal_api.build import ExitCode, Outcome
-from multimodal_api.engine import Backend, BuildInputs, Dtype, Limits, SourceIdentity
+from multimodal_api.engine import Dtype, Limits
 from multimodal_api.families import Family, LlmType
-from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
+from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.checkpoints.hub import Hub
 from multimodal_builder.inspection import Inspection, inspect
 from multimodal_builder.main import main
 from multimodal_builder.progress import Tracker
-from multimodal_builder.stages import BuildRequest, run_build
+from multimodal_builder.stages import run_build
 from multimodal_builder.store import Store
 from multimodal_modeling.model import MultimodalModel
 from multimodal_recipes.layout import lay_out
@@ -29,6 +29,7 @@ from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.recipe import FrameResize
 from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
+from support.builds import request_for
 from support.conversion import write_model
 from support.fake_hub import FakeHub
 from support.original_folders import (
@@ -150,15 +151,7 @@ def test_a_vila_becomes_an_engine_that_answers(tmp_path: Path) -> None:
     whole = make_whole("mlp_downsample", siglip=True, feature="cls_patch", edge=48, rows=ROWS)
     folder = write_vila(tmp_path / "vila", whole, "mlp_downsample")
     write_sentencepiece(folder / "llm")
-    inputs = BuildInputs(
-        family=Family.VILA, llm_type=LlmType.LLAMA, num_gpus=0, dtype=Dtype.FLOAT32, backend=Backend.TORCH,
-        visual_checkpoint=SourceIdentity(kind="pvc", location="models", path="vila"),
-        limits=Limits(vision_max_batch_size=1),
-    )  # fmt: skip
-    request = BuildRequest(
-        inputs=inputs, key=inputs.key(), checkpoints=CheckpointLocations(visual=folder), stop_after_inspect=False,
-        expect_engine=False, keep=None,
-    )  # fmt: skip
+    request = request_for(folder, family=Family.VILA)
     (tmp_path / "engines").mkdir()
     report = run_build(request, Store(tmp_path / "engines"), Tracker())
     assert report.outcome is Outcome.PUBLISHED

@@ -19,12 +19,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.parakeet.modeling_parakeet import ParakeetEncoder
 
 from multimodal_api.build import ExitCode, Outcome
-from multimodal_api.engine import MODEL_DIR, Backend, BuildInputs, Dtype, Limits, SourceIdentity
-from multimodal_api.families import Family, LlmType
-from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
+from multimodal_api.engine import MODEL_DIR
+from multimodal_api.families import Family
+from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.main import main
 from multimodal_builder.progress import Tracker
-from multimodal_builder.stages import BuildRequest, run_build
+from multimodal_builder.stages import run_build
 from multimodal_builder.store import Store
 from multimodal_modeling.audio import AudioEncoder
 from multimodal_modeling.model import MultimodalModel
@@ -35,6 +35,7 @@ from multimodal_recipes.tokenizer import Tokenizer
 from support import upstream
 from support.adapters import Lora
 from support.archives import CKPT, CLASSIC, Archive
+from support.builds import request_for
 from support.conversion import write_model
 from support.megatron_writer import write_state
 from support.naive_conformer import hear
@@ -281,23 +282,7 @@ def test_the_recipe_says_what_training_did(tmp_path: Path) -> None:
 def test_a_real_build_verifies_and_publishes(tmp_path: Path) -> None:
     path = tmp_path / "salm.nemo"
     path.write_bytes(whole(Perception.random()).to_bytes())
-    inputs = BuildInputs(
-        family=Family.SALM,
-        llm_type=LlmType.LLAMA,
-        visual_checkpoint=SourceIdentity(kind="pvc", location="models", path=path.name),
-        num_gpus=0,
-        dtype=Dtype.FLOAT32,
-        backend=Backend.TORCH,
-        limits=Limits(vision_max_batch_size=1),
-    )
-    request = BuildRequest(
-        inputs=inputs,
-        key=inputs.key(),
-        checkpoints=CheckpointLocations(visual=path),
-        stop_after_inspect=False,
-        expect_engine=False,
-        keep=None,
-    )
+    request = request_for(path, family=Family.SALM)
     report = run_build(request, Store(tmp_path), Tracker())
     assert report.outcome is Outcome.PUBLISHED
     assert load(tmp_path / request.key / MODEL_DIR).recipe.family is Family.SALM

@@ -18,11 +18,11 @@ from tiny.neva import model as tiny
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from multimodal_api.build import Outcome
-from multimodal_api.engine import Backend, BuildInputs, Dtype, Limits, SourceIdentity
-from multimodal_api.families import Family, LlmType
-from multimodal_builder.checkpoints.checkpoint import CheckpointLocations, CheckpointPaths
+from multimodal_api.engine import Limits
+from multimodal_api.families import Family
+from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.progress import Tracker
-from multimodal_builder.stages import BuildRequest, run_build
+from multimodal_builder.stages import run_build
 from multimodal_builder.store import Store
 from multimodal_modeling.model import MultimodalModel, read_recipe
 from multimodal_recipes.frames import choose_frames
@@ -31,6 +31,7 @@ from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.tokenizer import Tokenizer
 from support import upstream
 from support.archives import CLASSIC, Archive
+from support.builds import request_for
 from support.conversion import write_model
 
 if TYPE_CHECKING:
@@ -306,21 +307,5 @@ def test_a_build_verifies_with_a_video_and_publishes(
     tmp_path: Path, llava: LlavaForConditionalGeneration, name: str
 ) -> None:
     path = write_checkpoint(tmp_path, llava, CASES[name])
-    inputs = BuildInputs(
-        family=CASES[name].family,
-        llm_type=LlmType.LLAMA,
-        visual_checkpoint=SourceIdentity(kind="pvc", location="models", path=path.name),
-        num_gpus=0,
-        dtype=Dtype.FLOAT32,
-        backend=Backend.TORCH,
-        limits=Limits(vision_max_batch_size=4),
-    )
-    request = BuildRequest(
-        inputs=inputs,
-        key=inputs.key(),
-        checkpoints=CheckpointLocations(visual=path),
-        stop_after_inspect=False,
-        expect_engine=False,
-        keep=None,
-    )
+    request = request_for(path, family=CASES[name].family, limits=Limits(vision_max_batch_size=4))
     assert run_build(request, Store(tmp_path / "store"), Tracker()).outcome is Outcome.PUBLISHED

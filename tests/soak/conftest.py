@@ -10,8 +10,8 @@ import yaml
 
 from multimodal_api.families import Family
 from multimodal_api.resource import Spec
+from support import tiny_families
 from tests.soak.traffic import Served
-from tests.support import tiny_families
 from tests.triton.conftest import Server, ready, start
 
 __all__ = ["start"]

@@ -27,7 +27,7 @@ from multimodal_recipes.recipe import (
     Recipe,
     VisionRecipe,
 )
-from tests.support.tiny_tokenizer import VOCAB
+from support.tiny_tokenizer import VOCAB
 
 IMAGE_SIZE: Final = 28
 PATCH: Final = 7

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Final
 
 from multimodal_api.build import Outcome
-from multimodal_api.engine import Backend, BuildInputs, Dtype, Limits, SourceIdentity
+from multimodal_api.engine import Limits
 from multimodal_api.families import Family, LlmType
-from multimodal_builder.checkpoints.checkpoint import CheckpointLocations
 from multimodal_builder.progress import Tracker
-from multimodal_builder.stages import BuildRequest, run_build
+from multimodal_builder.stages import run_build
 from multimodal_builder.store import Store
+from support.builds import request_for
 
 TINY: Final = Path(__file__).resolve().parents[2] / "examples/tiny"
 LIMITS: Final = Limits(
@@ -34,23 +34,6 @@ def build_usual(family: Family, store: Path) -> Path:
 
 def build(family: Family, llm_type: LlmType, limits: Limits, store: Path) -> Path:
     """Build the engine of a family and give its folder."""
-    visual = archive(family)
-    inputs = BuildInputs(
-        family=family,
-        llm_type=llm_type,
-        visual_checkpoint=SourceIdentity(kind="pvc", location="models", path=visual.name),
-        num_gpus=0,
-        dtype=Dtype.FLOAT32,
-        backend=Backend.TORCH,
-        limits=limits,
-    )
-    request = BuildRequest(
-        inputs=inputs,
-        key=inputs.key(),
-        checkpoints=CheckpointLocations(visual=visual),
-        stop_after_inspect=False,
-        expect_engine=False,
-        keep=None,
-    )
+    request = request_for(archive(family), family=family, llm_type=llm_type, limits=limits)
     assert run_build(request, Store(store), Tracker()).outcome is Outcome.PUBLISHED
     return store / request.key

@@ -12,8 +12,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from multimodal_api.engine import MODEL_DIR
 from multimodal_recipes.recipe import LLM_DIR, PROJECTOR_DIR, RECIPE_NAME, VISION_DIR, ProjectorConfig
-from tests.support.tiny_engine import IMAGE_SIZE, PATCH, RECIPE, build_inputs, write_manifest
-from tests.support.tiny_tokenizer import write_tokenizer
+from support.tiny_engine import IMAGE_SIZE, PATCH, RECIPE, build_inputs, write_manifest
+from support.tiny_tokenizer import write_tokenizer
 
 HIDDEN: Final = 32
 VISION_HIDDEN: Final = 24

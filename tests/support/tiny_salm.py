@@ -10,7 +10,7 @@ from tiny.answering import Case
 
 from multimodal_api.engine import Limits
 from multimodal_api.families import Family, LlmType
-from tests.support import tiny_families
+from support import tiny_families
 
 ARCHIVE: Final = tiny_families.archive(Family.SALM)
 FOLDER: Final = ARCHIVE.parent

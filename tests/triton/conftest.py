@@ -26,8 +26,8 @@ from PIL import Image
 from multimodal_api.families import Family
 from multimodal_client import Client
 from multimodal_server.triton import free_port
-from tests.support import tiny_families
-from tests.support.tiny_model import make_engine
+from support import tiny_families
+from support.tiny_model import make_engine
 
 START_SECONDS = 300.0
 """Of a machine that is busy with a cluster; alone it takes less than ten."""

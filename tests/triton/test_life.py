@@ -26,7 +26,7 @@ from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_client import Client
 from multimodal_server.triton import MAX_QUEUED
-from tests.support.tiny_engine import build_inputs, write_manifest
+from support.tiny_engine import build_inputs, write_manifest
 from tests.triton.conftest import END_SECONDS, Server, picture, ready
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]

@@ -12,8 +12,8 @@ from tiny.judging import accepts
 
 from multimodal_api.families import FAMILIES, Family, Modality
 from multimodal_recipes import videos
-from tests.support import nemo_client, tiny_families
-from tests.support.clips import LOSSLESS, encode
+from support import nemo_client, tiny_families
+from support.clips import LOSSLESS, encode
 from tests.triton.conftest import Server
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]

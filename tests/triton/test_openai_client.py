@@ -15,7 +15,7 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, DefaultAsyncHttpxClient, NotFoundError, OpenAI, RateLimitError
 
 from multimodal_api.families import Family
-from tests.support import tiny_families, tiny_salm
+from support import tiny_families, tiny_salm
 from tests.triton.conftest import START_SECONDS, Server, inline, picture
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]

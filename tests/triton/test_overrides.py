@@ -12,7 +12,7 @@ import pytest
 
 from multimodal_recipes.recipe import LLM_DIR
 from multimodal_recipes.tokenizer import Tokenizer
-from tests.support.tiny_engine import TOKENS_PER_IMAGE
+from support.tiny_engine import TOKENS_PER_IMAGE
 from tests.triton.conftest import Server, inline, picture, ready
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]

@@ -21,7 +21,7 @@ from multimodal_api import wire
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family
 from multimodal_client import Client, NemoQueryMultimodal
-from tests.support import tiny_salm
+from support import tiny_salm
 from tests.triton.conftest import Server
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]

@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,14 +18,10 @@ from multimodal_api.engine import (
     MANIFEST_NAME,
     Backend,
     BuildInputs,
-    Dtype,
     EngineFile,
-    Limits,
     Manifest,
-    SourceIdentity,
 )
 from multimodal_api.errors import ProductError
-from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
 from multimodal_builder import stages
 from multimodal_builder import store as store_module
@@ -34,21 +31,14 @@ from multimodal_builder.progress import Tracker
 from multimodal_builder.stages import STEPS, BuildRequest, run_build
 from multimodal_builder.store import LOCKS, PARTIAL, Store
 from support.archives import CLASSIC, CLIP, Archive
+from support.builds import request_for
 from support.fake_hub import FakeHub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
-INPUTS = BuildInputs(
-    family=Family.NEVA,
-    llm_type=LlmType.LLAMA,
-    visual_checkpoint=SourceIdentity(kind="pvc", location="models", path="model.nemo"),
-    num_gpus=0,
-    dtype=Dtype.FLOAT32,
-    backend=Backend.TORCH,
-    limits=Limits(vision_max_batch_size=1),
-)
+ASKED = request_for(Path("model.nemo"))
+INPUTS = ASKED.inputs
 OTHER_KEY = "0123456789abcdef"
 
 
@@ -79,14 +69,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> QuickBackend:
 @pytest.fixture
 def request_(tmp_path: Path) -> BuildRequest:
     (tmp_path / "engines").mkdir()
-    return BuildRequest(
-        inputs=INPUTS,
-        key=INPUTS.key(),
-        checkpoints=CheckpointLocations(visual=Archive.read(CLASSIC).write(tmp_path)),
-        stop_after_inspect=False,
-        expect_engine=False,
-        keep=None,
-    )
+    return replace(ASKED, checkpoints=CheckpointLocations(visual=Archive.read(CLASSIC).write(tmp_path)))
 
 
 @pytest.fixture

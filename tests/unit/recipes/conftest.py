@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from multimodal_recipes.tokenizer import Tokenizer
-from tests.support.tiny_tokenizer import write_tokenizer
+from support.tiny_tokenizer import write_tokenizer
 
 
 @pytest.fixture(scope="session")

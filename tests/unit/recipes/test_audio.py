@@ -10,7 +10,7 @@ from multimodal_api.reasons import Reason
 from multimodal_recipes import audio
 from multimodal_recipes.audio import preprocess
 from multimodal_recipes.recipe import MelFrontEnd
-from tests.support.sounds import FRONT_END, SALM, noise
+from support.sounds import FRONT_END, SALM, noise
 
 
 @pytest.mark.parametrize("samples", [257, 319, 320, 321, 16_000, 16_159, 16_160])

@@ -10,8 +10,8 @@ from multimodal_api.families import Family
 from multimodal_recipes.layout import lay_out, lay_out_sound
 from multimodal_recipes.prompt import MediaSlot
 from multimodal_recipes.recipe import FrameSampling, Recipe, VideoLayout, VideoRecipe
-from tests.support.sounds import SALM
-from tests.support.tiny_engine import RECIPE, TOKENS_PER_IMAGE
+from support.sounds import SALM
+from support.tiny_engine import RECIPE, TOKENS_PER_IMAGE
 
 ROWS = 9
 """A grid of 3 by 3: pooled 2 by 2, one cell is left."""

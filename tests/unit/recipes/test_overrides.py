@@ -15,8 +15,8 @@ from multimodal_recipes.images import preprocess
 from multimodal_recipes.overrides import overridden
 from multimodal_recipes.prompt import Turn, render
 from multimodal_recipes.recipe import FrameResize, FrameSampling, Recipe, VideoLayout, VideoRecipe
-from tests.support.sounds import SALM, TEMPLATE
-from tests.support.tiny_engine import RECIPE
+from support.sounds import SALM, TEMPLATE
+from support.tiny_engine import RECIPE
 
 HEARING = Recipe.model_validate(
     RECIPE.model_dump() | {"family": "salm", "vision": None, "audio": SALM, "template": TEMPLATE}

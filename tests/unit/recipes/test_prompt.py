@@ -14,7 +14,7 @@ from multimodal_api.reasons import Reason
 from multimodal_recipes.prompt import FILLER, MediaSlot, Medium, Turn, place_media, render
 from multimodal_recipes.recipe import PromptTemplate
 from multimodal_recipes.tokenizer import Tokenizer
-from tests.support.tiny_tokenizer import SPECIALS
+from support.tiny_tokenizer import SPECIALS
 
 TEMPLATE = PromptTemplate(
     before="<extra_id_0>System\n\n",

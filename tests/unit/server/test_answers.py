@@ -20,8 +20,8 @@ from multimodal_server.answers import Responder
 from multimodal_server.engine import ServedEngine
 from multimodal_server.metrics import Metrics
 from multimodal_server.worker_client import WorkerClient
-from tests.support.tiny_engine import IMAGE_SIZE, RECIPE, TOKENS_PER_IMAGE, build_inputs
-from tests.support.tiny_tokenizer import write_tokenizer
+from support.tiny_engine import IMAGE_SIZE, RECIPE, TOKENS_PER_IMAGE, build_inputs
+from support.tiny_tokenizer import write_tokenizer
 
 DONE = Timing(queue=0, encode=0, generate=0)
 

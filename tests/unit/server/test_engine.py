@@ -11,8 +11,8 @@ from multimodal_api.errors import ProductError
 from multimodal_api.overrides import Overrides
 from multimodal_api.reasons import Reason
 from multimodal_server.engine import HASHED_BYTES, open_engine
-from tests.support.tiny_engine import RECIPE, build_inputs, write_manifest
-from tests.support.tiny_tokenizer import SPECIALS, write_tokenizer
+from support.tiny_engine import RECIPE, build_inputs, write_manifest
+from support.tiny_tokenizer import SPECIALS, write_tokenizer
 
 
 @pytest.fixture

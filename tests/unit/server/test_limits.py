@@ -18,7 +18,7 @@ from multimodal_recipes.prompt import Prompt, Span
 from multimodal_recipes.recipe import FrameSampling, Recipe, VideoLayout, VideoRecipe
 from multimodal_server.limits import MAX_TEXT_BYTES, NAMES, read_question
 from multimodal_server.questions import Question, check_prompt
-from tests.support.tiny_engine import RECIPE
+from support.tiny_engine import RECIPE
 
 LIMITS = Limits(max_input_len=20, max_output_len=16, max_batch_size=4, max_multimodal_len=10, vision_max_batch_size=1)
 DTYPES = {"INT64": np.int64, "FP32": np.float32}

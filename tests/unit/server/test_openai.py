@@ -33,8 +33,8 @@ from multimodal_server.openai import OpenAiPort
 from multimodal_server.triton import free_port
 from multimodal_server.worker_client import WorkerClient
 from support.clips import LOSSLESS, encode, noise
-from tests.support.tiny_engine import IMAGE_SIZE, RECIPE, TOKENS_PER_IMAGE, build_inputs
-from tests.support.tiny_tokenizer import write_tokenizer
+from support.tiny_engine import IMAGE_SIZE, RECIPE, TOKENS_PER_IMAGE, build_inputs
+from support.tiny_tokenizer import write_tokenizer
 
 TIMING = Timing(queue=0, encode=0, generate=0)
 

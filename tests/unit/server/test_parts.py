@@ -19,8 +19,8 @@ from multimodal_server.chat import read_chat
 from multimodal_server.openai_schema import ChatRequest
 from multimodal_server.questions import Shown
 from support.clips import LOSSLESS, animate, encode, noise
-from tests.support.sounds import SALM, TEMPLATE
-from tests.support.tiny_engine import RECIPE, TOKENS_PER_IMAGE, limits
+from support.sounds import SALM, TEMPLATE
+from support.tiny_engine import RECIPE, TOKENS_PER_IMAGE, limits
 
 CLIP = noise(12)
 MP4 = encode(CLIP, LOSSLESS["mp4"])

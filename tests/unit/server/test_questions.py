@@ -18,8 +18,8 @@ from multimodal_server.engine import ServedEngine
 from multimodal_server.metrics import Metrics
 from multimodal_server.questions import Frames, Names, Question, Said, prepare
 from multimodal_server.replies import Reply
-from tests.support.tiny_engine import IMAGE_SIZE, RECIPE, TOKENS_PER_IMAGE, build_inputs
-from tests.support.tiny_tokenizer import write_tokenizer
+from support.tiny_engine import IMAGE_SIZE, RECIPE, TOKENS_PER_IMAGE, build_inputs
+from support.tiny_tokenizer import write_tokenizer
 
 NAMES = Names("words", "media", "length")
 DONE = Done(request_id=1, reason=FinishReason.LENGTH, timing=Timing(queue=0, encode=0, generate=0))

@@ -31,9 +31,9 @@ from multimodal_server.metrics import Metrics
 from multimodal_server.openai_schema import ChatRequest
 from multimodal_server.questions import MAX_SECONDS, Prepared, Question, Said, prepare
 from multimodal_server.worker_client import WorkerClient
-from tests.support.sounds import FRONT_END, RATE, SALM, TEMPLATE, chirp, noise
-from tests.support.tiny_engine import RECIPE, build_inputs
-from tests.support.tiny_tokenizer import write_tokenizer
+from support.sounds import FRONT_END, RATE, SALM, TEMPLATE, chirp, noise
+from support.tiny_engine import RECIPE, build_inputs
+from support.tiny_tokenizer import write_tokenizer
 from tests.unit.server.test_answers import Scripted
 
 HEARING = Recipe.model_validate(

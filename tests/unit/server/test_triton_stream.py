@@ -25,8 +25,8 @@ from multimodal_server.gone import Gone
 from multimodal_server.metrics import Metrics
 from multimodal_server.triton_stream import FINAL, NUMBER, SOCKET, Watch
 from multimodal_server.worker_client import WorkerClient
-from tests.support.tiny_engine import RECIPE, build_inputs
-from tests.support.tiny_tokenizer import write_tokenizer
+from support.tiny_engine import RECIPE, build_inputs
+from support.tiny_tokenizer import write_tokenizer
 
 TIMING = Timing(queue=0, encode=0, generate=0)
 SAMPLED = {"top_k": np.array([[0]]), "top_p": np.array([[0.9]], np.float32)}

@@ -11,7 +11,7 @@ from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_worker.backends import LOADERS
 from multimodal_worker.device import DeviceChoice, DeviceThread, choose, cpu_threads
-from tests.support.tiny_engine import build_inputs
+from support.tiny_engine import build_inputs
 
 CORES = len(os.sched_getaffinity(0))
 

@@ -18,7 +18,7 @@ from multimodal_worker.backends.base import GenerateRequest, Token
 from multimodal_worker.backends.torch import TorchBackend, pool_positions
 from multimodal_worker.batch import PREFILL_POSITIONS, Batch
 from multimodal_worker.device import DeviceThread
-from tests.support.tiny_engine import limits
+from support.tiny_engine import limits
 
 VOCAB = 500
 BROKEN = 499
