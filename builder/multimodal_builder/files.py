@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from multimodal_api.engine import EngineFile
+from multimodal_builder.hashed_file import HashedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_LARGE: Final = 2**20
-"""Bytes from which on a thread of its own pays for hashing: handing them over takes as long as hashing a tenth."""
 
 
 class Sink(Protocol):
@@ -24,40 +20,6 @@ class Sink(Protocol):
 
     def write(self, data: bytes | memoryview, /) -> None:
         """Append; the bytes may be changed as soon as this returns."""
-
-
-class _HashingFile:
-    """Hashes and writes each piece at the same time, so that a second core is of use."""
-
-    def __init__(self, descriptor: int, hashing: ThreadPoolExecutor) -> None:
-        self._descriptor = descriptor
-        self._hashing = hashing
-        self._digest = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes | memoryview, /) -> None:
-        """Append and hash."""
-        view = memoryview(data)
-        if len(view) < _LARGE:
-            self._append(view)
-            self._digest.update(view)
-            return
-        hashed = self._hashing.submit(self._digest.update, view)
-        try:
-            self._append(view)
-        finally:
-            hashed.result()  # whoever gave the bytes may change them next
-        # The disk begins with them now: what is left for the end, where nothing else happens meanwhile, stays small.
-        os.posix_fadvise(self._descriptor, self.size - len(view), len(view), os.POSIX_FADV_DONTNEED)
-
-    def _append(self, view: memoryview) -> None:
-        while view:
-            done = os.write(self._descriptor, view)
-            self.size += done
-            view = view[done:]
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
 
 
 class FileLog:
@@ -73,8 +35,7 @@ class FileLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
         try:
-            with ThreadPoolExecutor(1, "hash-output") as hashing:
-                file = _HashingFile(descriptor, hashing)
+            with HashedFile(descriptor) as file:
                 yield file
             os.fsync(descriptor)
         finally:
