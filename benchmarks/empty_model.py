@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from multimodal_api.wire import VISION_INPUTS
 from multimodal_server.triton import Addresses, Triton
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from numpy.typing import NDArray
-
-LOAD_SECONDS: Final = 120.0
 
 
 async def _nothing(_tensors: Mapping[str, NDArray[Any]]) -> AsyncGenerator[list[str], None]:
@@ -34,7 +32,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, required=True)
     arguments = parser.parse_args()
     addresses = Addresses("127.0.0.1", arguments.http_port, arguments.grpc_port, arguments.metrics_port)
-    triton = Triton(addresses, load_seconds=LOAD_SECONDS, stop_seconds=0)
+    triton = Triton(addresses, stop_seconds=0)
     signal.signal(signal.SIGTERM, lambda *_: (triton.discard(), os._exit(0)))
     triton.start()
     triton.open()

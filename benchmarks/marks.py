@@ -168,7 +168,7 @@ def _around(entered: str, left: str, note: Callable[[str], None]) -> Iterator[No
 
 
 def _reach_into_triton() -> None:
-    model_class = vars(importlib.import_module("multimodal_server.triton"))["_Whole"]
+    model_class = importlib.import_module("multimodal_server.models").Whole
     files = model_class.get_proxy_model_files
 
     def marked(model: Any) -> dict[str, bytes]:  # noqa: ANN401

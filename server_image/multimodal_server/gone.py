@@ -43,9 +43,13 @@ class Gone:
         finally:
             del self._tasks[number]
 
+    def close(self) -> None:
+        """Hear no more; what runs ends by itself."""
+        self._socket.shutdown(socket.SHUT_RD)
+
     def _hear(self) -> None:
-        while True:
-            task = self._tasks.get(int(self._socket.recv(LONGEST)))
+        while number := self._socket.recv(LONGEST):
+            task = self._tasks.get(int(number))
             if task is not None:
                 task.get_loop().call_soon_threadsafe(self._cancel, task)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 from multimodal_api.build import TERMINATION_LIMIT, TERMINATION_LOG, ExitCode
 from multimodal_api.errors import Failure, ProductError
@@ -26,10 +26,8 @@ from multimodal_api.logs import FIELDS, configure
 from multimodal_api.overrides import Overrides
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Ready
+from multimodal_server.keeper import Keeper, Published, Unpublished
 from multimodal_server.worker_client import WorkerClient
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 STARTED: Final = time.monotonic()
 LOG: Final = logging.getLogger(__name__)
@@ -66,12 +64,8 @@ class _Stop:
     """The signal to end."""
 
 
-class _Published:
-    """Triton has the model."""
-
-
-_Event = Ready | Failure | _Stop | _Published
-_Wanted = TypeVar("_Wanted", Ready, _Published)
+_Event = Ready | Failure | _Stop | Published | Unpublished
+_Wanted = TypeVar("_Wanted", Ready, Published)
 
 
 class _Clock:
@@ -133,9 +127,7 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
     page = MetricsServer(
         metrics, address=settings.http_address, port=settings.metrics_port, triton_port=addresses.metrics_port
     )
-    triton = Triton(addresses, load_seconds=LOAD_SECONDS, stop_seconds=settings.grace_seconds)
-    triton.start()
-    clock.note("triton")
+    triton = Triton(addresses, stop_seconds=settings.grace_seconds)
     responder = Responder(engine, worker, metrics)
     openai = OpenAiPort(
         responder,
@@ -154,8 +146,10 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
         inputs=engine.inputs,
         concurrency=engine.limits.max_batch_size,
     )
-    threading.Thread(target=_publish, args=(publish, events), name="publish", daemon=True).start()
-    end: _Event = _wait_for(Ready, events)
+    keeper = Keeper(triton, publish, events.put)
+    keeper.start()
+    clock.note("triton")
+    end: _Event = _wait_for(Ready, events, keeper)
     if isinstance(end, Ready):
         clock.note("worker")
         metrics.watch_worker(worker.stats)
@@ -164,8 +158,8 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
         # Before Triton says that the model is ready: a pod that is ready answers at every port.
         openai.start()
         triton.open()
-        loaded, end = end, _wait_for(_Published, events)
-    if isinstance(end, _Published):
+        loaded, end = end, _wait_for(Published, events, keeper)
+    if isinstance(end, Published):
         clock.note("ready")
         LOG.info(
             "ready",
@@ -179,11 +173,11 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
                 }
             },
         )
-        end = _wait_for_end(events, triton.is_alive)
+        end = _wait_for_end(events, keeper)
         if isinstance(end, _Stop):
             LOG.info("leaving: requests are taken until nobody sends them here any more")
             openai.leave()
-            end = _wait_for_end(events, triton.is_alive, settings.drain_seconds)
+            end = _wait_for_end(events, keeper, settings.drain_seconds)
     if isinstance(end, Failure):
         time.sleep(LAST_WORDS_SECONDS)
         triton.discard()
@@ -199,32 +193,10 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
     return None
 
 
-def _publish(publish: Callable[[], None], events: queue.SimpleQueue[_Event]) -> None:
-    """Offer the model, and say how that ended."""
-    try:
-        publish()
-    except Exception as error:
-        LOG.exception("Triton does not take the model")
-        events.put(
-            Failure(
-                reason=Reason.SERVER_FAILED,
-                at="triton",
-                problem=f"it does not take the model: {error}",
-                remedy="see its log lines above",
-            )
-        )
-    else:
-        events.put(_Published())
-
-
-def _wait_for(kind: type[_Wanted], events: queue.SimpleQueue[_Event]) -> _Wanted | Failure | _Stop:
+def _wait_for(kind: type[_Wanted], events: queue.SimpleQueue[_Event], keeper: Keeper) -> _Wanted | Failure | _Stop:
     """Wait for a step of the start, or an end that comes before it."""
     ends = time.monotonic() + LOAD_SECONDS
-    while (left := ends - time.monotonic()) > 0:
-        try:
-            event = events.get(timeout=left)
-        except queue.Empty:
-            break
+    while (event := _next(events, keeper, ends)) is not None:
         if isinstance(event, kind | Failure | _Stop):
             return event
     return Failure(
@@ -235,26 +207,30 @@ def _wait_for(kind: type[_Wanted], events: queue.SimpleQueue[_Event]) -> _Wanted
     )
 
 
-def _wait_for_end(
-    events: queue.SimpleQueue[_Event], triton_is_alive: Callable[[], bool], seconds: float = math.inf
-) -> Failure | _Stop:
-    """Wait for a signal, the worker's death or Triton's; after so many seconds it is time to stop too."""
+def _wait_for_end(events: queue.SimpleQueue[_Event], keeper: Keeper, seconds: float = math.inf) -> Failure | _Stop:
+    """Wait for a signal, the worker's death or Triton's last; after so many seconds it is time to stop too."""
     ends = time.monotonic() + seconds
-    while (left := ends - time.monotonic()) > 0:
-        try:
-            event = events.get(timeout=min(left, WATCH_SECONDS))
-        except queue.Empty:
-            if triton_is_alive():
-                continue
-            return Failure(
-                reason=Reason.SERVER_FAILED,
-                at="triton",
-                problem="Triton's process ended",
-                remedy="see its log lines above",
-            )
+    while (event := _next(events, keeper, ends)) is not None:
         if isinstance(event, Failure | _Stop):
             return event
     return _Stop()
+
+
+def _next(events: queue.SimpleQueue[_Event], keeper: Keeper, ends: float) -> _Event | None:
+    """Wait for an event until a moment, and mend Triton meanwhile."""
+    while (left := ends - time.monotonic()) > 0:
+        lost: Failure | None
+        try:
+            event = events.get(timeout=min(left, WATCH_SECONDS))
+        except queue.Empty:
+            lost = keeper.check()
+        else:
+            if not isinstance(event, Unpublished):
+                return event
+            lost = event.failure
+        if lost is not None and (lasting := keeper.mend(lost)) is not None:
+            return lasting
+    return None
 
 
 def _leave_word(failure: Failure, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Triton, through PyTriton: the one module that imports `pytriton`."""
+"""Triton, through PyTriton: its process, what it is told at its start, and its end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
 import threading
 import time
 import warnings
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,21 +26,20 @@ from pytriton.client import ModelClient
 from pytriton.client.warnings import NotSupportedTimeoutWarning
 from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy
 from pytriton.model_config import Tensor as TritonTensor
-from pytriton.models.model import Model
 
 from multimodal_api import wire
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
-from multimodal_server import triton_calls, triton_model, triton_stream
-from multimodal_server.calls import Place
+from multimodal_server import memory, triton_stream
 from multimodal_server.gone import Gone
+from multimodal_server.models import make_model
 from multimodal_server.refusal import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-    from types import ModuleType
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from pytriton.models.model import Model
     from pytriton.proxy.types import Request
 
     from multimodal_server.calls import Answer
@@ -52,12 +52,12 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 
 START_SECONDS: Final = 120.0
-STUB_SECONDS: Final = 300
-"""Until one of the model's processes answers Triton: Python's start and its imports, of all of them at once."""
 POLL_SECONDS: Final = 0.05
 CALL_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 1.0
 """Longer than a request takes from Triton's queue to us, and an answer from us to the wire, on a busy machine."""
+LOAD_SECONDS: Final = 600.0
+ORPHAN_SECONDS: Final = 10.0
 MAX_QUEUED: Final = 64
 """Requests that wait inside Triton for a free instance; one more is refused as unavailable."""
 MAX_INSTANCES: Final = 32
@@ -99,51 +99,6 @@ class _Count:
             self.value -= 1
 
 
-class _Pieces(Model):  # type: ignore[misc]  # pytriton ships no types
-    """The model of answers in pieces: PyTriton's, with errors and requests that pass through `triton_model.py`."""
-
-    def get_proxy_model_files(self) -> dict[str, bytes]:
-        files: dict[str, bytes] = super().get_proxy_model_files()
-        files[f"file:{self.model_version}/pytriton_model.py"] = files[f"file:{self.model_version}/model.py"]
-        return files | _files(self.model_version, triton_model, triton_stream)
-
-
-class _Whole(Model):  # type: ignore[misc]  # pytriton ships no types
-    """The model of whole answers: each of its instances, a process of Triton's, asks one of its functions."""
-
-    def __init__(self, **settings: object) -> None:
-        super().__init__(**settings)
-        self._places: list[Place] = []
-
-    def get_proxy_model_files(self) -> dict[str, bytes]:
-        return _files(self.model_version, triton_model, triton_calls)
-
-    def setup(self) -> None:
-        """Connect: Triton has loaded the model."""
-        self._places = [
-            Place(self._workspace.path / triton_calls.name(str(number)), answer)
-            for number, answer in enumerate(self.infer_functions)
-        ]
-
-    def clean(self) -> None:
-        for place in self._places:
-            place.close()
-
-    def is_alive(self) -> bool:
-        return bool(self._places) and all(place.is_alive() for place in self._places)
-
-
-def _files(version: int, entry: ModuleType, *beside: ModuleType) -> dict[str, bytes]:
-    """Name files of ours as Triton is given them: the model itself, and what it imports."""
-    names = {"model.py": entry} | {f"{module.__name__.rpartition('.')[2]}.py": module for module in beside}
-    return {f"file:{version}/{name}": Path(str(module.__file__)).read_bytes() for name, module in names.items()}
-
-
-def _model(*, config: ModelConfig, **settings: object) -> Model:
-    """Make a model, in the place of PyTriton's class."""
-    return (_Pieces if config.decoupled else _Whole)(config=config, **settings)
-
-
 class _Server(pytriton.triton.Triton):  # type: ignore[misc]  # pytriton ships no types
     """Triton with settings that PyTriton does not offer."""
 
@@ -152,26 +107,32 @@ class _Server(pytriton.triton.Triton):  # type: ignore[misc]  # pytriton ships n
         # Else Triton starts every model's process once more, only to ask for what the configuration already says.
         self._triton_server_config["strict-model-config"] = True
         self._triton_server_config["log-info"] = False
-        # On a busy machine a model's processes may need longer than Triton's 30 s, and its end then is a crash.
-        self._triton_server_config["backend_config"] += [f"python,stub-timeout-seconds={STUB_SECONDS}"]
         # PyTriton's list of settings is older than this one.
         self._triton_server_config.server_args()["grpc-max-connection-age"] = 1000 * wire.GRPC_CONNECTION_SECONDS
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        number: int = self._triton_server._tritonserver_running_cmd.pid  # noqa: SLF001
+        return number
+
+    def _on_tritonserver_exit(self, *_: object) -> None:
+        """Leave alone what listens at these ports by now: PyTriton would unload its models. See `Triton.forget`."""
 
 
 class Triton:
     """The server process, and the one model in it, under two names: whole answers, and answers in pieces."""
 
-    def __init__(self, addresses: Addresses, *, load_seconds: float, stop_seconds: float) -> None:
+    def __init__(self, addresses: Addresses, *, stop_seconds: float) -> None:
         """Prepare.
 
         Args:
             addresses: where to listen.
-            load_seconds: how long `publish` may wait for `open`.
             stop_seconds: how long requests may go on after `stop` is called.
         """
-        pytriton.triton.Model = _model
-        # `publish` waits for the engine, which takes longer than PyTriton waits for a model.
-        pytriton.models.manager.ModelClient = partial(ModelClient, inference_timeout_s=load_seconds)
+        pytriton.triton.Model = make_model
+        # The start of all a model's processes may take longer than PyTriton waits, on a busy machine.
+        pytriton.models.manager.ModelClient = partial(ModelClient, inference_timeout_s=LOAD_SECONDS)
         # It warns that it waits longer for a model than for a server: so it should.
         warnings.filterwarnings("ignore", category=NotSupportedTimeoutWarning)
         # Its record of a refused request is a stack trace; ours is one line.
@@ -179,31 +140,37 @@ class Triton:
         self._addresses = addresses
         self._stop_seconds = stop_seconds
         self._models: tuple[str, ...] = ()
+        self._gone: Gone | None = None
         self._running = _Count()
-        self._workspace = Path(tempfile.gettempdir()) / f"multimodal-triton-{os.getpid()}"
+        self._folder = Path(tempfile.gettempdir()) / f"multimodal-triton-{os.getpid()}"
         # A container that was ended by force starts again with the same number, in a pod whose volumes live on.
-        _clear(self._workspace)
-        self._server = _Server(
-            config=pytriton.triton.TritonConfig(
-                http_address=addresses.host,
-                http_port=addresses.http_port,
-                grpc_address=addresses.host,
-                grpc_port=addresses.grpc_port,
-                metrics_address=_LOOPBACK,
-                metrics_port=addresses.metrics_port,
-                exit_timeout_secs=0,  # `stop` has waited before: Triton itself would wait for idle connections too
-            ),
-            workspace=self._workspace,
-        )
+        _clear(self._folder)
+        self._starts = 0
+        self._opened = threading.Event()
 
     def start(self) -> None:
         """Start the process and wait until it listens. Call it from a thread that lives as long as the process should.
 
-        (The kernel ends Triton when the thread that started it ends.)
+        (The kernel ends Triton when the thread that started it ends.) After `forget` it may be called again.
 
         Raises:
             ProductError: the process ended, or took too long.
         """
+        self._starts += 1
+        self._workspace = self._folder / str(self._starts)
+        self._server = _Server(
+            config=pytriton.triton.TritonConfig(
+                http_address=self._addresses.host,
+                http_port=self._addresses.http_port,
+                grpc_address=self._addresses.host,
+                grpc_port=self._addresses.grpc_port,
+                metrics_address=_LOOPBACK,
+                metrics_port=self._addresses.metrics_port,
+                exit_timeout_secs=0,  # `stop` has waited before: Triton itself would wait for idle connections too
+            ),
+            workspace=self._workspace,
+            triton_lifecycle_policy=pytriton.triton.TritonLifecyclePolicy(local_model_store=True),
+        )
         self._server._run_server()  # noqa: SLF001 -- `run` would wait two minutes for a process that has ended
         ends = time.monotonic() + START_SECONDS
         while not self._listens():
@@ -224,7 +191,7 @@ class Triton:
         inputs: Sequence[wire.Tensor],
         concurrency: int,
     ) -> None:
-        """Offer a model. Its processes start at once; it is ready when `open` has been called and this returns.
+        """Offer a model. It is ready when `open` has been called and this returns.
 
         Args:
             name: on the wire.
@@ -234,12 +201,15 @@ class Triton:
             inputs: tensors of a request.
             concurrency: requests that are answered at once.
         """
-        gone = Gone(self._workspace / triton_stream.SOCKET)
-        # Triton loads one model after the other. This one is loaded at once, and its requests wait for the engine; the
-        # other is loaded when the engine is there: whoever waits for it waits for both.
+        gone = self._gone = Gone(self._workspace / triton_stream.SOCKET)
+        # This one is loaded at once, and its requests wait for the engine; the other is loaded when the engine is
+        # there: whoever waits for it waits for both. (Its processes could start now and wait. But Triton asks a process
+        # that starts every second whether it lives, and ends as a whole when on a busy machine one answer is late.)
         self._offer(name + wire.STREAM_SUFFIX, version, _streaming(stream, self._running, gone), inputs)
+        self._opened.wait()
         instances = [_counted(answer, self._running)] * min(concurrency, MAX_INSTANCES)
         self._offer(name, version, instances, inputs)
+        memory.bound(self._server.pid, memory.room())
         self._models = (name, name + wire.STREAM_SUFFIX)
 
     def _offer(self, name: str, version: int, instances: Callables, inputs: Sequence[wire.Tensor]) -> None:
@@ -260,11 +230,32 @@ class Triton:
 
     def open(self) -> None:
         """Let the model that `publish` offers become ready."""
-        (self._workspace / triton_model.GATE).touch()
+        self._opened.set()
 
     def is_alive(self) -> bool:
         """Say whether process and model are there."""
         return bool(self._server.is_alive())
+
+    def forget(self) -> None:
+        """End the process, if it has not ended, and leave nothing of it but threads that end with what they do."""
+        with suppress(ProcessLookupError):
+            os.kill(self._server.pid, signal.SIGKILL)
+        models = list(self._server._model_manager.models)  # noqa: SLF001
+        threading.Thread(target=_clean, args=(models, self._gone), name="clean", daemon=True).start()
+        self._models, self._gone = (), None
+        _clear(self._workspace)
+        ends = time.monotonic() + ORPHAN_SECONDS
+        # The model's processes hold copies of its sockets, and end when they see that they are alone.
+        while not self._ports_are_free() and time.monotonic() < ends:
+            time.sleep(POLL_SECONDS)
+
+    def _ports_are_free(self) -> bool:
+        try:
+            for port in (self._addresses.http_port, self._addresses.grpc_port):
+                check_port(self._addresses.host, port, name="port")
+        except ProductError:
+            return False
+        return True
 
     def stop(self) -> None:
         """Refuse new requests, and let those that Triton has taken end; then as `discard`."""
@@ -277,7 +268,7 @@ class Triton:
 
         The kernel ends Triton with it, at once, where PyTriton itself takes seconds.
         """
-        _clear(self._workspace)
+        _clear(self._folder)
 
     def _unload(self) -> None:
         """Take the models off the wire, and wait until nothing that Triton had taken is waiting or being answered.
@@ -359,6 +350,14 @@ def _clear(workspace: Path) -> None:
     shutil.rmtree(workspace, ignore_errors=True)
     for segment in Path("/dev/shm").glob(f"pytrtion{os.getpid()}-*"):  # noqa: S108 -- where POSIX shared memory is
         segment.unlink(missing_ok=True)
+
+
+def _clean(models: Iterable[Model], gone: Gone | None) -> None:
+    """End the threads that answered for a process that is gone."""
+    if gone is not None:
+        gone.close()
+    for model in models:
+        model.clean()
 
 
 def _counted(answer: Answer, running: _Count) -> Answer:

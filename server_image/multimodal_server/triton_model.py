@@ -11,16 +11,12 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 REFUSAL: Final = re.compile(r"multimodal-refusal:(\{.*\})")
-GATE: Final = "open"
-"""A file in PyTriton's workspace; the front makes it."""
-POLL_SECONDS: Final = 0.01
 
 
 class TritonPythonModel:
@@ -50,9 +46,6 @@ class TritonPythonModel:
         self._output = output["name"]
         calls = importlib.import_module(".triton_calls", __package__)
         self._calls = calls.Calls(workspace / calls.name(args["model_instance_name"]))
-        # A model is ready when all its instances are: not before the worker has answered a question.
-        while not (workspace / GATE).exists():
-            time.sleep(POLL_SECONDS)
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answer requests; Triton gives one at a time, since the model's largest batch is 1."""

@@ -69,6 +69,14 @@ class Server:
         )
         return child
 
+    def triton(self, words: str = "bin/tritonserver ") -> list[int]:
+        """Triton's processes with these words in their command line: itself, or `NAME_0_0` for a model's first."""
+        return [
+            int(line.split()[0])
+            for line in subprocess.check_output(["ps", "-ww", "-eo", "pid,args"], text=True).splitlines()
+            if f"multimodal-triton-{self.process.pid}/" in line and words in line
+        ]
+
     def memory(self) -> int:
         """Bytes of resident memory, of all its processes together."""
         total = 0
@@ -82,12 +90,11 @@ class Server:
         """Leave no process behind: what a container's end does in a pod."""
         self.process.kill()
         self.process.wait(END_SECONDS)
-        for line in subprocess.check_output(["ps", "-ww", "-eo", "pid,args"], text=True).splitlines():
-            if f"multimodal-triton-{self.process.pid}/" in line:
-                with suppress(ProcessLookupError):
-                    os.kill(int(line.split()[0]), signal.SIGKILL)
-        for left in Path("/dev/shm").glob(f"pytrtion{self.process.pid}-*"):
-            left.unlink(missing_ok=True)
+        for left in self.triton(words=""):
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
+        for segment in Path("/dev/shm").glob(f"pytrtion{self.process.pid}-*"):
+            segment.unlink(missing_ok=True)
         shutil.rmtree(Path(tempfile.gettempdir()) / f"multimodal-triton-{self.process.pid}", ignore_errors=True)
 
 

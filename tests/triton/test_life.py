@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from safetensors.torch import load_file, save_file
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_client import Client
+from multimodal_server import memory
+from multimodal_server.keeper import MENDS
 from multimodal_server.triton import MAX_QUEUED
 from support.tiny_engine import build_inputs, write_manifest
 from tests.triton.conftest import END_SECONDS, Server, picture, ready
@@ -32,6 +37,8 @@ from tests.triton.conftest import END_SECONDS, Server, picture, ready
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]
 
 TEXT = "what is in this image?"
+MEMORY = 128 * 2**20
+"""How much all processes of a server may grow by that answers some questions."""
 
 
 class Asking(threading.Thread):
@@ -148,6 +155,72 @@ def test_the_worker_s_death_is_the_server_s(start: Callable[[Path], Server], eng
         thread.join(END_SECONDS)
         assert thread.answer is None
         assert thread.error is not None
+
+
+def wait_for_another_triton(server: Server, before: list[int]) -> None:
+    ends = time.monotonic() + END_SECONDS
+    while server.triton() in ([], before):
+        assert time.monotonic() < ends, "Triton is not started again"
+        time.sleep(0.05)
+    ready(server)
+
+
+def ask_for_more_than_there_is(server: Server) -> None:
+    """A document of a few bytes, whose shape is that of 8 GiB."""
+    tensor = {"name": "max_output_len", "datatype": "INT64", "shape": [1, 2 * memory.ROOM_BYTES // 8], "data": [3]}
+    with closing(http.client.HTTPConnection(server.http, timeout=END_SECONDS)) as connection:
+        connection.request("POST", "/v2/models/tiny/infer", json.dumps({"inputs": [tensor]}))
+        with pytest.raises(OSError):  # noqa: PT011 -- cut off, in one of several ways
+            connection.getresponse()
+
+
+def stop_a_process_of_the_model(server: Server) -> None:
+    """As on a machine that is busy beyond measure: Triton hears nothing of a process for longer than a second."""
+    os.kill(server.worker(), signal.SIGSTOP)
+    asking = Asking(server, 0)
+    asking.start()
+    time.sleep(0.5)
+    stopped = server.triton("tiny_0_")
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    asking.join(END_SECONDS)
+    assert "not healthy" in str(asking.error)
+    for process in stopped:
+        os.kill(process, signal.SIGCONT)
+    os.kill(server.worker(), signal.SIGCONT)
+    for seed in range(8):  # Triton ends at the answer to a question that it has given up
+        with suppress(ProductError):
+            server.client.query(TEXT, picture(seed), max_output_len=1)
+
+
+def end_triton(server: Server) -> None:
+    for process in server.triton():
+        os.kill(process, signal.SIGKILL)
+
+
+def test_triton_is_started_again_beside_the_engine_a_few_times(start: Callable[[Path], Server], engine: Path) -> None:
+    server = ready(start(engine))
+    question: dict[str, Any] = {"max_output_len": 12}
+    worker, wanted = server.worker(), server.client.query(TEXT, picture(1), **question)
+    before_all = server.memory()
+    for end in (ask_for_more_than_there_is, stop_a_process_of_the_model, end_triton):
+        before = server.triton()
+        end(server)
+        wait_for_another_triton(server, before)
+        assert server.client.query(TEXT, picture(1), **question) == wanted
+        assert (
+            "".join(Client(server.grpc, "tiny", timeout=END_SECONDS).stream(TEXT, picture(1), **question)) == wanted[0]
+        )
+        assert server.worker() == worker
+    assert server.log.count("Triton is started again") == MENDS
+    assert server.memory() < before_all + MEMORY
+    left = list(Path(tempfile.gettempdir(), f"multimodal-triton-{server.process.pid}").iterdir())
+    assert len(left) == 1, "of those that ended nothing is left"
+    end_triton(server)
+    assert server.process.wait(END_SECONDS) == 1
+    failure = json.loads(server.last_words)
+    assert failure["reason"] == Reason.SERVER_FAILED
+    assert "Triton's process ended" in failure["problem"]
 
 
 def test_a_stop_while_the_engine_loads_exits_0(start: Callable[[Path], Server], engine: Path) -> None:

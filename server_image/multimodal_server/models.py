@@ -1,0 +1,79 @@
+"""The one model under its two names, as PyTriton offers it to Triton."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytriton.model_config.generator import ModelConfigGenerator
+from pytriton.models.model import Model
+
+from multimodal_server import triton_calls, triton_model, triton_stream
+from multimodal_server.calls import Place
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pytriton.model_config import ModelConfig
+
+
+class _Written(Model):  # type: ignore[misc]  # pytriton ships no types
+    """A model whose files lie in PyTriton's workspace. Sent over HTTP, Triton would leave them in /tmp at its end."""
+
+    def generate_model(self, model_repository: Path) -> None:
+        """Write them."""
+        folder = model_repository / self.model_name
+        ModelConfigGenerator(config=self._get_triton_model_config()).to_file(folder / "config.pbtxt")
+        for name, content in self.get_proxy_model_files().items():
+            path = folder / name.removeprefix("file:")
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+
+
+class Pieces(_Written):
+    """The model of answers in pieces: PyTriton's, with errors and requests that pass through `triton_model.py`."""
+
+    def get_proxy_model_files(self) -> dict[str, bytes]:
+        """Give PyTriton's files, and ours before them."""
+        files: dict[str, bytes] = super().get_proxy_model_files()
+        files[f"file:{self.model_version}/pytriton_model.py"] = files[f"file:{self.model_version}/model.py"]
+        return files | _files(self.model_version, triton_model, triton_stream)
+
+
+class Whole(_Written):
+    """The model of whole answers: each of its instances, a process of Triton's, asks one of its functions."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**settings)
+        self._places: list[Place] = []
+
+    def get_proxy_model_files(self) -> dict[str, bytes]:
+        """Give our files, in place of PyTriton's."""
+        return _files(self.model_version, triton_model, triton_calls)
+
+    def setup(self) -> None:
+        """Connect: Triton has loaded the model."""
+        self._places = [
+            Place(self._workspace.path / triton_calls.name(str(number)), answer)
+            for number, answer in enumerate(self.infer_functions)
+        ]
+
+    def clean(self) -> None:
+        """Answer no more."""
+        for place in self._places:
+            place.close()
+
+    def is_alive(self) -> bool:
+        """Say whether all of Triton's processes are connected."""
+        return bool(self._places) and all(place.is_alive() for place in self._places)
+
+
+def make_model(*, config: ModelConfig, **settings: object) -> Model:
+    """Make a model, in the place of PyTriton's class."""
+    return (Pieces if config.decoupled else Whole)(config=config, **settings)
+
+
+def _files(version: int, entry: ModuleType, *beside: ModuleType) -> dict[str, bytes]:
+    """Name files of ours as Triton is given them: the model itself, and what it imports."""
+    names = {"model.py": entry} | {f"{module.__name__.rpartition('.')[2]}.py": module for module in beside}
+    return {f"file:{version}/{name}": Path(str(module.__file__)).read_bytes() for name, module in names.items()}
