@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from multimodal_builder.checkpoints.checkpoint import Checkpoint, Sources
     from multimodal_builder.mappings.language_model import LanguageModel
     from multimodal_builder.tower_config import TowerConfig
+    from multimodal_recipes.prompt import Prompt
 
 
 _Config_contra = TypeVar("_Config_contra", bound=LanguageConfig, contravariant=True)
@@ -326,25 +327,28 @@ def check_tower(visual: Checkpoint[ModelConfig], tower: TowerConfig) -> Iterator
         )
 
 
-def check_limits(limits: TokenLimits, *, media: int, prompt: int, positions: int) -> Iterator[Failure]:
-    """List every limit with which no question could ever be answered.
+def check_limits(limits: TokenLimits, *, asked: Prompt, answer: int, positions: int) -> Iterator[Failure]:
+    """List every limit with which a server refuses its own first question, and does not start.
 
     Args:
         limits: Of the specification.
-        media: Positions that the smallest medium takes.
-        prompt: Length of the shortest prompt, in tokens, without media.
+        asked: That question's prompt.
+        answer: The most tokens of its answer.
         positions: Longest sequence of the model.
     """
+    media, whole = asked.media_length, len(asked.ids)
+    question = (
+        f"the first question of a server takes {media} positions for its medium and {whole - media} for its words"
+    )
     if media > limits.max_multimodal_len:
         yield _too_small("maxMultimodalLen", limits.max_multimodal_len, f"one medium takes {media} positions", media)
-    if media + prompt > limits.max_input_len:
-        problem = f"one medium and the shortest prompt take {media} + {prompt} positions"
-        yield _too_small("maxInputLen", limits.max_input_len, problem, media + prompt)
-    if media + prompt >= positions:
+    if whole > limits.max_input_len:
+        yield _too_small("maxInputLen", limits.max_input_len, question, whole)
+    if whole + min(answer, limits.max_output_len) > positions:
         yield Failure(
             reason=Reason.CHECKPOINT_CONFIG,
             at=f"{CONFIG_NAME}: max_position_embeddings",
-            problem=f"is {positions}, but one medium and the shortest prompt take {media + prompt}",
+            problem=f"is {positions}, but {question}, and the answer has to have room",
             remedy="correct it, or use another tower",
         )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.base import Model
@@ -15,15 +17,18 @@ from multimodal_builder.memory import Memory, check_tensor_parallel, estimate, t
 from multimodal_builder.model_folder import is_model_folder, plan_model_folder
 from multimodal_builder.plan import Plan, make_plan
 from multimodal_builder.salm import make_salm_plan
+from multimodal_recipes.first_question import ANSWER_TOKENS, first_prompt
 from multimodal_recipes.frames import frame_bounds
 from multimodal_recipes.layout import lay_out
 from multimodal_recipes.recipe import LLM_DIR
+from multimodal_recipes.tokenizer import TOKENIZER_NAME, Tokenizer
 
 if TYPE_CHECKING:
     from multimodal_api.engine import Dtype, Limits
     from multimodal_builder.checkpoints.hub import Hub
     from multimodal_builder.components import Component
-    from multimodal_recipes.recipe import Recipe, VisionRecipe
+    from multimodal_recipes.prompt import Prompt
+    from multimodal_recipes.recipe import Recipe
 
 _STORED: Final = {"BF16": 2, "F16": 2, "F32": 4}
 
@@ -110,10 +115,7 @@ def inspect(
         opened.callback(plan.tower.close)
     if limits is not None:
         problems += checks.check_limits(
-            limits,
-            media=_least_rows(plan.recipe),
-            prompt=plan.tokenizer.prompt_tokens,
-            positions=plan.recipe.max_positions,
+            limits, asked=_first_prompt(plan), answer=ANSWER_TOKENS, positions=plan.recipe.max_positions
         )
         problems += check_tensor_parallel(plan.language_model, num_gpus)
     if problems:
@@ -159,7 +161,7 @@ def _media(recipe: Recipe) -> dict[str, int | None]:
         mel = recipe.audio.mel
         return {"sample_rate": mel.sample_rate, "samples_per_token": mel.hop * recipe.audio.frames_per_row}
     vision = recipe.seeing()
-    _, most = _frames(vision)
+    _, most = frame_bounds(vision.video) if vision.video else (1, 1)
     return {
         "image_size": vision.preprocessing.image_size,
         "tokens_per_image": vision.tokens_per_image,
@@ -168,17 +170,11 @@ def _media(recipe: Recipe) -> dict[str, int | None]:
     }
 
 
-def _least_rows(recipe: Recipe) -> int:
-    """Count the positions of the smallest medium."""
-    if recipe.audio is not None:
-        return recipe.audio.rows(recipe.audio.mel.shortest)
-    vision = recipe.seeing()
-    return lay_out(vision, _frames(vision)[0]).rows
-
-
-def _frames(vision: VisionRecipe) -> tuple[int, int | None]:
-    """Give the least and the greatest number of frames of one medium; None is no bound."""
-    return frame_bounds(vision.video) if vision.video else (1, 1)
+def _first_prompt(plan: Plan) -> Prompt:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, TOKENIZER_NAME)
+        path.write_bytes(plan.tokenizer.files[TOKENIZER_NAME])
+        return first_prompt(plan.recipe, Tokenizer(path, add_bos=plan.recipe.add_bos))
 
 
 def _memory(plan: Plan, dtype: Dtype, limits: Limits, num_gpus: int) -> Memory:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing, contextmanager
 from typing import TYPE_CHECKING, Final
-
-import numpy as np
 
 from multimodal_api.errors import ProductError
 from multimodal_api.logs import FIELDS
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Sampling
-from multimodal_recipes.waves import Wave
+from multimodal_recipes import first_question
 from multimodal_server.limits import NAMES, read_question
 from multimodal_server.questions import Question, Said, prepare
 from multimodal_server.replies import Reply
@@ -28,19 +25,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from multimodal_recipes.recipe import Recipe
     from multimodal_server.engine import ServedEngine
     from multimodal_server.metrics import Metrics
-    from multimodal_server.questions import Prepared, Shown
+    from multimodal_server.questions import Prepared
     from multimodal_server.replies import Piece
     from multimodal_server.worker_client import WorkerClient
 
 LOG: Final = logging.getLogger(__name__)
-
-_WARM_UP_TOKENS: Final = 2
-"""One comes from the prompt, one from the KV cache: both code paths have run."""
-_WARM_UP_SECONDS: Final = 0.5
-_WARM_UP_HERTZ: Final = 440
 
 
 class Responder:
@@ -167,22 +158,24 @@ class Responder:
         """
         recipe = self.engine.recipe
         question = Question(
-            turns=(Said((_something(recipe), recipe.template.default_text)),),
+            turns=(Said((first_question.show(recipe), recipe.template.default_text)),),
             sampling=Sampling(),
-            max_output_len=min(_WARM_UP_TOKENS, self.engine.limits.max_output_len),
+            max_output_len=min(first_question.ANSWER_TOKENS, self.engine.limits.max_output_len),
             names=NAMES,
         )
-        self._collect(self.prepare(question), question.sampling)
+        try:
+            prepared = self.prepare(question)
+        except ProductError as error:
+            # The builder has made sure that there is room; but a deployment may have a prompt of its own.
+            refusal = error.failure
+            raise ProductError(
+                Reason.LIMITS_TOO_SMALL,
+                at="warm-up",
+                problem=f"the server's first question, the template's default text about one medium, is refused: "
+                f"{refusal.at} {refusal.problem}",
+                remedy=f"{refusal.remedy}, or shorten what spec.prompt adds",
+            ) from error
+        self._collect(prepared, question.sampling)
 
     def _collect(self, prepared: Prepared, sampling: Sampling) -> str:
         return "".join(piece.text for piece in self.stream(prepared, self.reply(prepared, sampling, stream=False)))
-
-
-def _something(recipe: Recipe) -> Shown:
-    """Make a grey picture, or a short tone."""
-    if recipe.audio is not None:
-        rate = recipe.audio.mel.sample_rate
-        moments = np.arange(int(_WARM_UP_SECONDS * rate), dtype=np.float32) / rate
-        return Wave(np.sin(math.tau * _WARM_UP_HERTZ * moments)[:, None], rate)
-    edge = recipe.seeing().preprocessing.image_size
-    return np.full((1, edge, edge, 3), 127, np.uint8)

@@ -109,7 +109,7 @@ def test_the_tower_is_taken_from_the_archive_where_it_is_in_it(
         ("ffn_hidden_size", 200, Reason.CHECKPOINT_WEIGHTS, "the model has [200, 96]"),
         ("num_attention_heads", 8, Reason.CHECKPOINT_WEIGHTS, "q_proj"),
         ("share_embeddings_and_output_weights", True, Reason.CHECKPOINT_WEIGHTS, "sets lm_head.weight"),
-        ("max_position_embeddings", 48, Reason.CHECKPOINT_CONFIG, "is 48, but one medium and the shortest prompt"),
+        ("max_position_embeddings", 57, Reason.CHECKPOINT_CONFIG, "is 57, but the first question of a server"),
     ],
 )
 def test_a_wrong_configuration_is_explained(
@@ -261,8 +261,8 @@ def test_weights_missing_or_too_many_are_listed(
             "spec.limits.maxMultimodalLen: is 35, but one medium takes 36",
         ),
         (
-            Limits(vision_max_batch_size=1, max_input_len=47),
-            "spec.limits.maxInputLen: is 47, but one medium and the shortest prompt",
+            Limits(vision_max_batch_size=1, max_input_len=55),
+            "is 55, but the first question of a server takes 36 positions for its medium and 20 for its words",
         ),
     ],
 )
@@ -273,7 +273,7 @@ def test_limits_that_no_question_fits_are_refused(tmp_path: Path, classic: Archi
 
 
 def test_limits_that_just_fit_are_accepted(tmp_path: Path, classic: Archive) -> None:
-    limits = Limits(vision_max_batch_size=1, max_multimodal_len=36, max_input_len=48)
+    limits = Limits(vision_max_batch_size=1, max_multimodal_len=36, max_input_len=56)
     assert look(classic.write(tmp_path), limits=limits).problems == ()
 
 

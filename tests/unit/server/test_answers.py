@@ -172,3 +172,14 @@ def test_the_warm_up_is_a_real_question(engine: ServedEngine) -> None:
     assert request.media
     assert request.max_new_tokens == 2
     assert count(metrics, "multimodal_requests_total", outcome="Answered") == 0
+
+
+def test_a_prompt_of_the_deployment_s_own_that_has_no_room_is_told_as_such(engine: ServedEngine) -> None:
+    template = RECIPE.template.model_copy(update={"default_text": "what? " * 4096})
+    changed = replace(engine, recipe=RECIPE.model_copy(update={"template": template}))
+    responder, worker, _ = answering(changed, "yes")
+    with pytest.raises(ProductError, match=r"spec\.prompt") as refused:
+        responder.warm_up()
+    assert refused.value.failure.reason is Reason.LIMITS_TOO_SMALL
+    assert "first question" in refused.value.failure.problem
+    assert worker.requests == []

@@ -12,6 +12,7 @@ import pytest
 from multimodal_api.engine import Manifest
 from multimodal_api.errors import ProductError
 from multimodal_api.worker_protocol import Done, FinishReason, Sampling, Timing, Tokens
+from multimodal_recipes import first_question
 from multimodal_recipes.recipe import FrameSampling, Recipe, VideoLayout, VideoRecipe
 from multimodal_recipes.tokenizer import Tokenizer
 from multimodal_server.engine import ServedEngine
@@ -120,3 +121,19 @@ def test_the_request_s_own_stops_end_an_answer(engine: ServedEngine) -> None:
     given, reply = pieces(engine, "a b c END d", stops=("END",))
     assert "".join(given) == "a b c"
     assert reply.finish is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE,
+        video(),
+        video(num_frames=4, sampling=FrameSampling.TRUNCATED),
+        video(layout=VideoLayout.TEMPORAL_ALL_RESOLUTION, sample_frames=1, video_start=" from ", video_end=" to "),
+    ],
+    ids=["a picture", "a video", "a video of four frames", "a video with words between its rows"],
+)
+def test_the_builder_makes_room_for_what_the_server_asks_first(engine: ServedEngine, recipe: Recipe) -> None:
+    asked = Said((first_question.show(recipe), recipe.template.default_text))
+    prepared = prepare(asking(asked), replace(engine, recipe=recipe))
+    assert prepared.prompt == first_question.first_prompt(recipe, engine.tokenizer)

@@ -20,6 +20,7 @@ from multimodal_api.families import Family
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Sampling
 from multimodal_recipes.audio import preprocess
+from multimodal_recipes.first_question import first_prompt
 from multimodal_recipes.recipe import Recipe
 from multimodal_recipes.tokenizer import Tokenizer
 from multimodal_recipes.waves import Wave, to_mono
@@ -251,6 +252,7 @@ def test_the_warm_up_is_a_tone(engine: ServedEngine) -> None:
     Responder(engine, cast("WorkerClient", worker), Metrics()).warm_up()
     (request,) = worker.requests
     assert [medium.shape for medium in request.media] == [(1, 51, 80)]
+    assert request.token_ids == first_prompt(HEARING, engine.tokenizer).ids
     assert np.isfinite(np.frombuffer(worker.buffers[0], np.float32)).all()
 
 
