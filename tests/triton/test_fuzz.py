@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import http.client
 import json
 import math
@@ -194,6 +195,16 @@ def ask_http(server: Server, body: bytes, headers: dict[str, str]) -> None:
         check_refusal(json.loads(content)["error"])
 
 
+def grpc_request(model: str, tensors: list[Sent], more: int) -> service_pb2.ModelInferRequest:
+    """A request with as many raw contents as tensors, one more, or one less."""
+    request = service_pb2.ModelInferRequest(model_name=model)
+    for tensor in tensors:
+        request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    raw = [tensor.raw for tensor in tensors]
+    request.raw_input_contents.extend([*raw, b"more"] if more > 0 else raw[: len(raw) + more])
+    return request
+
+
 @pytest.mark.usefixtures("unharmed")
 def test_damaged_requests_over_grpc(server: Server) -> None:
     with grpc.insecure_channel(server.grpc.removeprefix("grpc://")) as channel:
@@ -201,12 +212,37 @@ def test_damaged_requests_over_grpc(server: Server) -> None:
 
         @try_all(REQUESTS, st.integers(-1, 1))
         def check(tensors: list[Sent], more: int) -> None:
-            request = service_pb2.ModelInferRequest(model_name="tiny")
-            for tensor in tensors:
-                request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-            raw = [tensor.raw for tensor in tensors]
-            request.raw_input_contents.extend([*raw, b"more"] if more > 0 else raw[: len(raw) + more])
-            future = stub.ModelInfer.future(request, timeout=START_SECONDS)
+            future = stub.ModelInfer.future(grpc_request("tiny", tensors, more), timeout=START_SECONDS)
             if (error := future.exception()) is not None:
                 assert error.code() in GRPC_CODES, (error.code(), error.details())
                 check_refusal(error.details())
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_damaged_requests_of_streams(server: Server) -> None:
+    """Several requests go over one call, whose client may go away before the last word about them."""
+    ends: collections.Counter[str] = collections.Counter()
+    with grpc.insecure_channel(server.grpc.removeprefix("grpc://")) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+        @try_all(st.lists(st.tuples(REQUESTS, st.integers(-1, 1)), min_size=1, max_size=3), st.booleans())
+        def check(asked: list[tuple[list[Sent], int]], stays: bool) -> None:  # noqa: FBT001 -- hypothesis gives it
+            requests = [grpc_request("tiny-stream", tensors, more) for tensors, more in asked]
+            for number, request in enumerate(requests):
+                request.id = str(number)
+                request.parameters["triton_enable_empty_final_response"].bool_param = True
+            call = stub.ModelStreamInfer(iter(requests), timeout=START_SECONDS)
+            ended = 0
+            for said in call:
+                if not stays:
+                    call.cancel()
+                    return
+                if said.error_message:
+                    check_refusal(said.error_message)
+                    ends["refused"] += 1
+                ended += bool(said.error_message) or said.infer_response.parameters["triton_final_response"].bool_param
+                ends["answered"] += bool(said.infer_response.outputs)
+            assert ended == len(requests), "a request has no end"
+
+    assert ends["refused"]
+    assert ends["answered"]
