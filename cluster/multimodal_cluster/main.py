@@ -22,7 +22,8 @@ A real Kubernetes for the demo and the tests.
 
 CLUSTER chooses which: `local` makes one of processes of this machine, `kind` makes one in Docker, `current` uses the
 one that KUBECONFIG names. Without it: kind where Docker answers and kind is installed, else local.
-MULTIMODAL_CACHE is the folder that everything lies in, CLUSTER_GPUS the number of GPUs that the node offers.
+MULTIMODAL_CACHE is the folder that everything lies in, CLUSTER_GPUS the number of GPUs that the node offers. For kind,
+CLUSTER_NODE_IMAGE and CLUSTER_REGISTRY_IMAGE name images that Docker has or can pull (default: kind's own, registry:3).
 """
 
 

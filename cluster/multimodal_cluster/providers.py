@@ -60,7 +60,7 @@ def choose(environ: Mapping[str, str], paths: Paths, progress: Progress) -> Prov
         case "local":
             return LocalCluster(paths, progress, gpu_count(environ))
         case "kind":
-            return KindCluster(paths, progress, gpu_count(environ))
+            return KindCluster(paths, progress, gpu_count(environ), environ)
         case "current":
             return CurrentCluster(paths, progress, environ)
         case _:
