@@ -43,7 +43,7 @@ def write_canonical(
         folder: Where the model goes; must not exist.
         root: What paths in the result start from.
         dtype: Type of all weights as they are written; None keeps each as it is.
-        on_bytes: Told of the bytes of each tensor that was read.
+        on_bytes: Told of bytes that were read.
     """
     log = FileLog(root)
     stored = STORED[dtype] if dtype else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from multimodal_builder.checkpoints.tensors import TensorInfo
 from multimodal_builder.mappings import projector
 from multimodal_builder.mappings.base import Mapped, interpret
-from multimodal_builder.streaming import Staging, read_ahead
+from multimodal_builder.streaming import pieces_of
 from multimodal_builder.towers import ARCHIVE_PREFIX as TOWER_PREFIX
 from multimodal_recipes.recipe import LLM_DIR, PROJECTOR_DIR, VISION_DIR, ProjectorConfig
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from multimodal_builder.checkpoints.config import ModelConfig, TunedConfig
     from multimodal_builder.checkpoints.tensors import TensorSource
     from multimodal_builder.mappings.language_model import JsonObject, LanguageModel
+    from multimodal_builder.streaming import Piece
     from multimodal_builder.tokenizer import ConvertedTokenizer
     from multimodal_builder.towers import Tower
 
@@ -38,19 +39,14 @@ class Component:
         targets = (target for step in self.mapped.steps for target in step.targets)
         return [(name, TensorInfo(dtype or info.dtype, info.shape)) for name, info in targets]
 
-    def values(self, dtype: str | None, on_read: Callable[[int], None]) -> Iterator[Iterator[memoryview]]:
-        """Read, convert and give one tensor after the other, each as pieces of bytes that are good until the next.
+    def values(self, dtype: str | None, on_read: Callable[[int], None]) -> Iterator[Iterator[Piece]]:
+        """Read, convert and give one tensor after the other, each as pieces that are put to their place in order.
 
         Args:
             dtype: Type of all weights; None keeps that of each.
-            on_read: Told of the bytes of each tensor that was read.
+            on_read: Told of bytes that were read.
         """
-        staging = Staging()
-        for step, array in read_ahead(self.source, self.mapped.steps):
-            on_read(array.nbytes)
-            for (_, info), part in zip(step.targets, step.rule.apply(array), strict=True):
-                yield staging.pieces(part, source=info.dtype, target=dtype or info.dtype)
-            del array, part  # the next one is read in its place
+        return pieces_of(self.source, self.mapped.steps, dtype=dtype, on_read=on_read)
 
     @property
     def dtype(self) -> str:

@@ -21,6 +21,9 @@ class Sink(Protocol):
     def write(self, data: bytes | memoryview, /) -> None:
         """Append; the bytes may be changed as soon as this returns."""
 
+    def room(self, size: int, /) -> memoryview:
+        """Append bytes, not many, that the caller puts there before it asks for anything else."""
+
 
 class FileLog:
     """The files of one folder tree, as they were written."""

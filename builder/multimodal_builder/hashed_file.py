@@ -85,7 +85,7 @@ class HashedFile:
             part = view[start : start + BLOCK_BYTES]
             self.room(len(part))[:] = part
 
-    def room(self, size: int) -> memoryview:
+    def room(self, size: int, /) -> memoryview:
         """Append bytes that the caller puts there before it asks for anything else.
 
         Args:

@@ -15,7 +15,7 @@ import numpy as np
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_builder.casts import cast
-from multimodal_builder.checkpoints.tensors import FLOATS, shards_of
+from multimodal_builder.checkpoints.tensors import FLOATS, row_reader, shards_of
 from multimodal_builder.mappings.adapters import (
     IDLE,
     REFUSED,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from multimodal_builder.checkpoints.config import LanguageConfig, LoraSection
-    from multimodal_builder.checkpoints.tensors import Array, TensorInfo, TensorSource
+    from multimodal_builder.checkpoints.tensors import Array, RowReader, TensorInfo, TensorSource
     from multimodal_builder.mappings.adapters import Half, Rows
 
 BLOCK: Final = 2048
@@ -94,6 +94,10 @@ class MergedSource:
                 total = cast(weight[rows], source=dtype, target="F32") + outward[block] @ inward
                 merged[rows] = cast(total, source="F32", target=dtype)
         return merged
+
+    def row_reader(self, name: str) -> RowReader | None:
+        """Give what reads rows of a tensor that no adapter changes."""
+        return None if name in self._updates else row_reader(self._base, name)
 
     def _wide(self, name: str) -> Array:
         return cast(self._source.read(name), source=self._source.infos()[name].dtype, target="F32")

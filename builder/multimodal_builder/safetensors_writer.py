@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from multimodal_builder.files import FileLog
+    from multimodal_builder.files import FileLog, Sink
+    from multimodal_builder.streaming import Piece
 
 SHARD_BYTES: Final = 5_000_000_000
 """Largest file; Hugging Face's custom."""
@@ -24,7 +25,7 @@ Named = tuple[str, TensorInfo]
 def write_weights(
     folder: Path,
     tensors: list[Named],
-    values: Iterable[Iterable[memoryview]],
+    values: Iterable[Iterable[Piece]],
     log: FileLog,
     *,
     shard_bytes: int = SHARD_BYTES,
@@ -34,7 +35,7 @@ def write_weights(
     Args:
         folder: Where to.
         tensors: Names, types and shapes, in the order of `values`.
-        values: The bytes of each tensor, in pieces; each piece is written before the next is asked for.
+        values: The bytes of each tensor, in pieces; each is put to its place before the next is asked for.
         log: Takes note of the files.
         shard_bytes: Most bytes of values in one file; a larger tensor has a file of its own.
     """
@@ -45,10 +46,14 @@ def write_weights(
         with log.create(folder / name) as sink:
             sink.write(_header(shard))
             for _ in shard:
-                for piece in next(remaining):
-                    sink.write(piece)
+                _write(next(remaining), sink)
     if len(shards) > 1:
         log.write(folder / "model.safetensors.index.json", _index(names, shards))
+
+
+def _write(pieces: Iterable[Piece], sink: Sink) -> None:
+    for size, put in pieces:
+        put(sink.room(size))
 
 
 def _shards(tensors: list[Named], limit: int) -> Iterator[list[Named]]:

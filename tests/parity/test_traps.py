@@ -72,7 +72,7 @@ def keys_for_values(rule: SplitQkv, array: Any) -> Any:
 
 SPLIT: Final = SplitQkv.apply
 BUILD: Final = Architecture.build
-READ: Final = StackedSource.read
+ROWS: Final = StackedSource.row_reader
 MERGED: Final = lora.MergedSource.read
 
 
@@ -107,7 +107,7 @@ def by_id(model: MultimodalModel, ids: list[int], media_at: range, media: torch.
 
 def layers_backwards(source: StackedSource, name: str) -> Any:
     """Of a model of two layers."""
-    return READ(source, re.sub(r"(?<=\.layers\.)[01](?=\.)", lambda found: str(1 - int(found[0])), name))
+    return ROWS(source, re.sub(r"(?<=\.layers\.)[01](?=\.)", lambda found: str(1 - int(found[0])), name))
 
 
 def first_rank_alone(source: RankedSource, name: str) -> Any:
@@ -269,7 +269,7 @@ TRAPS: Final = (
     Trap(
         10,
         "stacked layers backwards",
-        "multimodal_builder.checkpoints.stacked.StackedSource.read",
+        "multimodal_builder.checkpoints.stacked.StackedSource.row_reader",
         layers_backwards,
         scores("llama", "torch_dist"),
     ),

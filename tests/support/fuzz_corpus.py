@@ -8,8 +8,10 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import save as save_safetensors
@@ -25,6 +27,7 @@ from multimodal_builder.checkpoints.config import LanguageConfig
 from multimodal_builder.checkpoints.huggingface import SafetensorsSource
 from multimodal_builder.checkpoints.nemo import open_checkpoint
 from multimodal_builder.checkpoints.peft import open_peft
+from multimodal_builder.checkpoints.tensors import CARRIERS, row_reader
 from multimodal_builder.checkpoints.window import ByteFile
 from multimodal_builder.inspection import inspect
 from multimodal_builder.lora import Adapters, merge_adapters
@@ -142,8 +145,12 @@ def peft_folder() -> Archive:
 
 
 def read_source(source: TensorSource) -> None:
-    for name in source.infos():
+    for name, info in source.infos().items():
         source.read(name)
+        if prod(info.shape) and (reader := row_reader(source, name) if info.shape else None):
+            row = np.empty((1, *info.shape[1:]), CARRIERS[info.dtype])
+            for number in {0, info.shape[0] - 1}:
+                reader(row, number)
 
 
 def read_checkpoint(path: Path) -> None:

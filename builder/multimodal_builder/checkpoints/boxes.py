@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Callable
+from itertools import combinations, takewhile
 from math import prod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -10,7 +11,7 @@ from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.errors import unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from types import EllipsisType
 
     from multimodal_builder.checkpoints.tensors import Array
@@ -19,6 +20,8 @@ MAX_PIECES: Final = 2048
 """Pieces that one tensor, or one layer of it, is put together from. Training on hundreds of devices makes hundreds."""
 
 Slices = tuple[slice, ...]
+BoxReader = Callable[["Array", "Box"], None]
+"""Fills a C-contiguous array, as large as a box, with that box of a tensor."""
 
 
 class Box(NamedTuple):
@@ -46,7 +49,11 @@ class Box(NamedTuple):
 
 
 def fill(
-    array: Array, place: Slices, part: Slices, shape: tuple[int, ...], read_rows: Callable[[Array, int], None]
+    array: Array,
+    place: Slices,
+    part: Slices,
+    shape: tuple[int, ...],
+    read_rows: Callable[[Array, int, tuple[int, ...]], None],
 ) -> None:
     """Fill a place in an array with a part of a stored one, reading no other rows than those in the part.
 
@@ -55,15 +62,19 @@ def fill(
         place: In it; as large as the part.
         part: Of the stored array.
         shape: Of the stored array.
-        read_rows: Fills a C-contiguous array with rows of the stored one, from the given one on.
+        read_rows: Fills a C-contiguous array with rows of what lies at an index of the stored array's first axes, from
+            the given row on.
     """
-    inside: tuple[slice | EllipsisType, ...] = (*place, ...)  # a view, also of an array without axes
+    alone = len(list(takewhile(lambda side: side.stop - side.start == 1, part[:-1])))
+    index = tuple(side.start for side in part[:alone])
+    # Of slices and an ellipsis: a view, also of an array without axes.
+    inside: tuple[slice | int | EllipsisType, ...] = (*(side.start for side in place[:alone]), *place[alone:], ...)
     target = array[inside]
-    first, *rest = part or (slice(0, 1),)
-    rows = (first.stop - first.start, *shape[1:]) if part else shape
+    first, *rest = part[alone:] or (slice(0, 1),)
+    rows = (first.stop - first.start, *shape[alone + 1 :]) if part else shape
     whole = target.shape == rows and target.flags.c_contiguous
     read = target if whole else empty(rows, target.dtype)
-    read_rows(read, first.start)
+    read_rows(read, first.start, index)
     if not whole:
         target[...] = read[:, *rest]
 

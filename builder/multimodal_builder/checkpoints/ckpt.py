@@ -10,7 +10,7 @@ from multimodal_builder.checkpoints.torch_zip import StoredTensor, TorchZip
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from multimodal_builder.checkpoints.tensors import Array, TensorInfo
+    from multimodal_builder.checkpoints.tensors import Array, RowReader, TensorInfo
     from multimodal_builder.checkpoints.window import Window
 
 
@@ -39,4 +39,12 @@ class CkptSource:
 
     def read(self, name: str) -> Array:
         """Read one tensor."""
-        return self._zip.read(self._tensors[name], f"{self._zip.at}: {name}")
+        return self._zip.read(self._tensors[name], self._at(name))
+
+    def row_reader(self, name: str) -> RowReader | None:
+        """Give what reads rows of a tensor, unless its values lie in another order."""
+        tensor, at = self._tensors[name], self._at(name)
+        return (lambda rows, first: self._zip.read_rows(tensor, rows, first, at)) if tensor.contiguous else None
+
+    def _at(self, name: str) -> str:
+        return f"{self._zip.at}: {name}"

@@ -14,7 +14,7 @@ from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.errors import not_found, unreadable, unsafe
 from multimodal_builder.checkpoints.hub import is_repository
 from multimodal_builder.checkpoints.shards import ShardedSource
-from multimodal_builder.checkpoints.tensors import CARRIERS, Array, TensorInfo, raw
+from multimodal_builder.checkpoints.tensors import CARRIERS, Array, RowReader, TensorInfo, raw
 from multimodal_builder.checkpoints.window import ByteFile, Window
 
 if TYPE_CHECKING:
@@ -131,6 +131,12 @@ class SafetensorsSource:
         array = empty(info.shape, CARRIERS[info.dtype])
         window.read_into(raw(array))
         return array
+
+    def row_reader(self, name: str) -> RowReader | None:
+        """Give what reads rows of a tensor."""
+        info, window = self._tensors[name]
+        row = TensorInfo(info.dtype, info.shape[1:]).nbytes
+        return lambda rows, first: window.part(first * row, rows.nbytes, window.at).read_into(raw(rows))
 
     def _entry(self, window: Window, base: int, name: str, entry: dict[str, Any]) -> tuple[TensorInfo, Window]:
         at = f"{self.at}: {name}"

@@ -9,12 +9,12 @@ import numpy as np
 
 from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.errors import unreadable
-from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo, shards_of
+from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo, row_reader, shards_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from multimodal_builder.checkpoints.tensors import Array, TensorSource
+    from multimodal_builder.checkpoints.tensors import Array, RowReader, TensorSource
 
 TOWER: Final = "model.embedding.word_embeddings.vision_encoder."
 PROJECTOR: Final = "model.embedding.word_embeddings.adapter_layer.mm_projector_adapter.mm_projector."
@@ -96,6 +96,11 @@ class NamedSource:
             return first
         info = self._infos[name]
         return np.concatenate([first, *others], out=empty(info.shape, CARRIERS[info.dtype]))
+
+    def row_reader(self, name: str) -> RowReader | None:
+        """Give what reads rows of a tensor, unless its halves lie apart."""
+        first, *others = self._stored[name]
+        return None if others else row_reader(self._source, first)
 
     def shards(self, name: str, axis: int) -> int:
         """Count the parts that a tensor is stored in along an axis."""

@@ -17,14 +17,14 @@ from multimodal_builder.checkpoints.ckpt import CkptSource
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_builder.checkpoints.errors import unreadable
 from multimodal_builder.checkpoints.names import NamedSource
-from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo
+from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo, row_reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from multimodal_builder.checkpoints.config import ParallelConfig
     from multimodal_builder.checkpoints.members import Members
-    from multimodal_builder.checkpoints.tensors import Array, TensorSource
+    from multimodal_builder.checkpoints.tensors import Array, RowReader, TensorSource
 
 ROWS: Final = 0
 COLUMNS: Final = 1
@@ -126,6 +126,12 @@ class RankedSource:
         cut = [np.split(part, merged.runs) for part in parts]
         parts = [of_rank[run] for run in range(merged.runs) for of_rank in cut]
         return np.concatenate(parts, axis=merged.axis, out=empty(info.shape, CARRIERS[info.dtype]))
+
+    def row_reader(self, name: str) -> RowReader | None:
+        """Give what reads rows of a tensor that one rank has alone."""
+        merged = self._tensors[name]
+        first, *others = merged.ranks
+        return None if others else row_reader(first, merged.name)
 
     def _add(self, stored: str, name: str, ranks: tuple[TensorSource, ...]) -> None:
         if name in self._tensors and _STAGE_COPIES.fullmatch(name) is not None:

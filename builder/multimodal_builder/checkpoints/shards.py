@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from multimodal_builder.checkpoints.errors import COPY_AGAIN, unreadable, unsafe
+from multimodal_builder.checkpoints.tensors import row_reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from multimodal_builder.checkpoints.tensors import Array, TensorInfo, TensorSource
+    from multimodal_builder.checkpoints.tensors import Array, RowReader, TensorInfo, TensorSource
 
 
 class ShardedSource:
@@ -50,3 +51,7 @@ class ShardedSource:
     def read(self, name: str) -> Array:
         """Read one tensor."""
         return self._source_of[name].read(name)
+
+    def row_reader(self, name: str) -> RowReader | None:
+        """Give what reads rows of a tensor."""
+        return row_reader(self._source_of[name], name)

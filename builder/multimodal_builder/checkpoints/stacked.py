@@ -9,13 +9,15 @@ from math import prod
 from typing import TYPE_CHECKING, Final, Protocol
 
 from multimodal_builder.checkpoints.boxes import Box
+from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.errors import unreadable
-from multimodal_builder.checkpoints.tensors import TensorInfo
+from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from multimodal_builder.checkpoints.tensors import Array
+    from multimodal_builder.checkpoints.boxes import BoxReader
+    from multimodal_builder.checkpoints.tensors import Array, RowReader
 
 MAX_VIEWS: Final = 100_000
 """Layers and experts of one stacked tensor; the largest models have some ten thousand."""
@@ -37,11 +39,11 @@ class BoxSource(Protocol):
     def infos(self) -> Mapping[str, TensorInfo]:
         """Give all tensors, in the order in which reading them moves forward."""
 
-    def read_box(self, name: str, box: Box, at: str) -> Array:
-        """Read a part of a tensor.
+    def open_box(self, name: str, box: Box, at: str) -> BoxReader:
+        """Give what reads parts of a box of a tensor; it raises a `ProductError` where files lie about themselves.
 
         Raises:
-            ProductError: the files do not hold what their index says.
+            ProductError: the files do not cover the box exactly, as their index has it.
         """
 
     def shards(self, name: str, axis: int) -> int:
@@ -70,10 +72,26 @@ class StackedSource:
 
     def read(self, name: str) -> Array:
         """Read one tensor."""
+        info = self._views[name].info
+        array = empty(info.shape, CARRIERS[info.dtype])
+        self.row_reader(name)(array, 0)
+        return array
+
+    def row_reader(self, name: str) -> RowReader:
+        """Give what reads rows of a tensor, and one without axes as if it were a row."""
         view = self._views[name]
-        shape = view.info.shape
-        box = Box((*view.index, *(0 for _ in shape)), (*(1 for _ in view.index), *shape))
-        return self._boxes.read_box(view.stored, box, f"{self._boxes.at}: {name}").reshape(shape)
+
+        def box(first: int, shape: tuple[int, ...]) -> Box:
+            start = (first, *(0 for _ in shape[1:])) if shape else ()
+            return Box((*view.index, *start), (*(1 for _ in view.index), *shape))
+
+        read = self._boxes.open_box(view.stored, box(0, view.info.shape), f"{self._boxes.at}: {name}")
+
+        def read_rows(rows: Array, first: int) -> None:
+            part = box(first, rows.shape)
+            read(rows.reshape(part.sizes), part)
+
+        return read_rows
 
     def shards(self, name: str, axis: int) -> int:
         """Count the parts that a tensor is stored in along an axis."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Array = np.ndarray[Any, np.dtype[Any]]
+RowReader = Callable[[Array, int], None]
+"""Fills a C-contiguous array, of a tensor's carrier type, with rows of the tensor, from the given one on."""
 
 CARRIERS: Final[Mapping[str, np.dtype[Any]]] = {
     "F64": np.dtype("<f8"),
@@ -56,6 +59,19 @@ class TensorSource(Protocol):
 
     def read(self, name: str) -> Array:
         """Read one tensor, C-contiguous, in its carrier type."""
+
+
+@runtime_checkable
+class ByRows(Protocol):
+    """A source that can read some tensors a few rows at a time, each byte once."""
+
+    def row_reader(self, name: str) -> RowReader | None:
+        """Give what reads rows of a tensor that has rows; None where it must be read whole."""
+
+
+def row_reader(source: TensorSource, name: str) -> RowReader | None:
+    """Give what reads rows of a tensor that has rows; None where it must be read whole."""
+    return source.row_reader(name) if isinstance(source, ByRows) else None
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ file. Decoder layers are stacked: one tensor for all layers, its first axis is t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from multimodal_builder.checkpoints import restricted_pickle
@@ -19,9 +20,9 @@ from multimodal_builder.checkpoints.tensors import CARRIERS, MAX_LENGTH, TensorI
 from multimodal_builder.checkpoints.torch_zip import DTYPES, StoredTensor, TorchZip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from multimodal_builder.checkpoints.boxes import Slices
+    from multimodal_builder.checkpoints.boxes import BoxReader
     from multimodal_builder.checkpoints.members import Members
     from multimodal_builder.checkpoints.tensors import Array
     from multimodal_builder.checkpoints.window import Window
@@ -78,21 +79,18 @@ class TorchDistBoxes:
 
         return {name: self._stored[name].info for name in sorted(self._stored, key=first)}
 
-    def read_box(self, name: str, box: Box, at: str) -> Array:
-        """Assemble a part of a tensor from its chunks, whatever their number and order.
+    def open_box(self, name: str, box: Box, at: str) -> BoxReader:
+        """Give what reads parts of a box from the chunks of a tensor, whatever their number and order.
 
         Raises:
-            ProductError: they do not cover it exactly, or are not what the index says.
+            ProductError: they do not cover it exactly.
         """
         stored = self._stored[name]
-        array = empty(box.sizes, CARRIERS[stored.info.dtype])
-        pieces = []
-        for chunk in stored.chunks:
-            if (common := box.common(chunk.box)) is not None:
-                self._read_chunk(chunk, stored.info.dtype, array, common, at)
-                pieces.append(common[0])
-        check_cover(pieces, box.sizes, at)
-        return array
+        found = [(chunk, common) for chunk in stored.chunks if (common := box.common(chunk.box)) is not None]
+        check_cover([inside for _, (inside, _) in found], box.sizes, at)
+        chunks = [chunk for chunk, _ in found]
+        opened = _Opened(box, lambda: [self._open_chunk(chunk, stored.info.dtype, at) for chunk in chunks])
+        return opened.read
 
     def shards(self, name: str, axis: int) -> int:
         """Count the chunks along an axis."""
@@ -125,8 +123,7 @@ class TorchDistBoxes:
             if isinstance(entry, Record) and isinstance(entry.field("chunks"), list):
                 yield name, _stored(name, entry, places, f"{member.at}: {name}")
 
-    def _read_chunk(self, chunk: _Chunk, dtype: str, array: Array, common: tuple[Slices, Slices], at: str) -> None:
-        """Read the part of a chunk that an array has in common with it."""
+    def _open_chunk(self, chunk: _Chunk, dtype: str, at: str) -> _OpenChunk:
         place = chunk.place
         window = self._file(place.file).part(place.offset, place.length, f"{self.at}/{place.file}: {at}")
         archive = TorchZip(window)
@@ -135,7 +132,55 @@ class TorchDistBoxes:
             raise unreadable(
                 at, f"{place.file} holds something else at offset {place.offset} than {METADATA_NAME} says"
             )
-        fill(array, *common, chunk.box.sizes, lambda rows, first: archive.read_rows(tensor, rows, first, at))
+        tensor.check(at)
+        return _OpenChunk(chunk.box, archive, tensor, at)
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenChunk:
+    """A chunk whose own index was read."""
+
+    box: Box
+    archive: TorchZip
+    tensor: StoredTensor
+    at: str
+
+    def read(self, array: Array, part: Box) -> None:
+        """Fill what a part of the tensor, which the array is, has in common with the chunk."""
+
+        def read_rows(rows: Array, first: int, index: tuple[int, ...]) -> None:
+            self.archive.read_rows(self.tensor.inside(index), rows, first, self.at)
+
+        if (common := part.common(self.box)) is not None:
+            fill(array, *common, self.box.sizes, read_rows)
+
+
+class _Opened:
+    """The chunks of a box; their indices are read with the first part of it, and once."""
+
+    def __init__(self, box: Box, open_chunks: Callable[[], list[_OpenChunk]]) -> None:
+        self._box = box
+        self._open_chunks = open_chunks
+
+    def read(self, array: Array, part: Box) -> None:
+        """Fill an array with a part of the box."""
+        if part == self._box or all(chunk.tensor.contiguous for chunk in self._chunks):
+            for chunk in self._chunks:
+                chunk.read(array, part)
+        else:
+            mine, _ = self._box.common(part) or ((), ())
+            array[...] = self._whole[mine]
+
+    @cached_property
+    def _chunks(self) -> list[_OpenChunk]:
+        return self._open_chunks()
+
+    @cached_property
+    def _whole(self) -> Array:
+        """All of the box: where values lie in another order, a few rows may take as much reading as all of them."""
+        array = empty(self._box.sizes, CARRIERS[self._chunks[0].tensor.storage.dtype])
+        self.read(array, self._box)
+        return array
 
 
 def _dictionary(metadata: object, field: str, at: str) -> dict[object, object]:

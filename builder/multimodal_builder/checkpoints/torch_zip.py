@@ -91,6 +91,12 @@ class StoredTensor:
         """Whether its values lie one behind the other."""
         return prod(self.shape) == 0 or is_contiguous(self.shape, self.strides)
 
+    def inside(self, index: tuple[int, ...]) -> StoredTensor:
+        """Give what lies at an index of the first axes."""
+        start = sum(place * stride for place, stride in zip(index, self.strides, strict=False))
+        axes = len(index)
+        return StoredTensor(self.storage, self.offset + start, self.shape[axes:], self.strides[axes:])
+
     def check(self, at: str) -> None:
         """Require that all values lie inside the storage, and that they are not many more than it holds.
 

@@ -17,14 +17,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from multimodal_builder.checkpoints.boxes import MAX_PIECES, Box, fill
-from multimodal_builder.checkpoints.buffers import empty
 from multimodal_builder.checkpoints.errors import unreadable
 from multimodal_builder.checkpoints.tensors import CARRIERS, TensorInfo, raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from multimodal_builder.checkpoints.boxes import Slices
+    from multimodal_builder.checkpoints.boxes import BoxReader, Slices
     from multimodal_builder.checkpoints.members import Members
     from multimodal_builder.checkpoints.tensors import Array
 
@@ -96,16 +95,17 @@ class ZarrBoxes:
         """Give all tensors, layers stacked."""
         return {name: stored.info for name, stored in self._stored.items()}
 
-    def read_box(self, name: str, box: Box, at: str) -> Array:
-        """Read a part of a tensor, chunk by chunk."""
+    def open_box(self, name: str, _box: Box, at: str) -> BoxReader:
+        """Give what reads parts of a tensor, chunk by chunk."""
         stored = self._stored[name]
-        array = empty(box.sizes, CARRIERS[stored.info.dtype])
-        for index in _grid(box, stored.chunk, at):
-            chunk = Box(tuple(place * size for place, size in zip(index, stored.chunk, strict=True)), stored.chunk)
-            common = box.common(chunk)
-            if common is not None:
-                self._read_chunk(self._file(name, stored, index), stored, array, common, at)
-        return array
+
+        def read(array: Array, part: Box) -> None:
+            for index in _grid(part, stored.chunk, at):
+                chunk = Box(tuple(place * size for place, size in zip(index, stored.chunk, strict=True)), stored.chunk)
+                if (common := part.common(chunk)) is not None:
+                    self._read_chunk(self._file(name, stored, index), stored, array, common, at)
+
+        return read
 
     def shards(self, name: str, axis: int) -> int:
         """Count the chunks along an axis."""
@@ -117,12 +117,13 @@ class ZarrBoxes:
             array[common[0]] = _fill_value(stored, f"{at}: chunk {file.rpartition('/')[2]}")
             return
         window = self._members.open(file)
-        row, whole = prod(stored.chunk[1:]) * array.itemsize, prod(stored.chunk) * array.itemsize
+        whole = prod(stored.chunk) * array.itemsize
         if window.size != whole:
             raise unreadable(window.at, f"{window.size} bytes, where chunks of this tensor have {whole}")
 
-        def read_rows(rows: Array, first: int) -> None:
-            window.part(first * row, rows.nbytes, at).read_into(raw(rows))
+        def read_rows(rows: Array, first: int, index: tuple[int, ...]) -> None:
+            start = sum(place * prod(stored.chunk[axis + 1 :]) for axis, place in enumerate((*index, first)))
+            window.part(start * array.itemsize, rows.nbytes, at).read_into(raw(rows))
 
         fill(array, *common, stored.chunk, read_rows)
 

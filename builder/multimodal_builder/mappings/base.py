@@ -170,6 +170,11 @@ class SplitGated:
         return array[:half], array[half:]
 
 
+MOVES_ROWS: Final = (Rename, SplitQkv, SplitGated)
+"""Rules whose results are whole rows of the tensor, each in one result and once: given the rows' numbers as a tensor,
+they say which."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ignore:
     """Tensors that are not taken over; `*` stands for anything."""

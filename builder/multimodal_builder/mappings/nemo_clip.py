@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from multimodal_builder.casts import cast
+from multimodal_builder.checkpoints.tensors import row_reader
 from multimodal_builder.mappings.base import Ignore, Rename, Rule, Shape, SplitQkv
 from multimodal_builder.mappings.vit import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from multimodal_builder.checkpoints.tensors import Array, TensorInfo, TensorSource
+    from multimodal_builder.checkpoints.tensors import Array, RowReader, TensorInfo, TensorSource
     from multimodal_builder.tower_config import ClipConfig
 
 ARCHIVE_PREFIX: Final = "model.vision_encoder."
@@ -215,3 +216,7 @@ class FoldedSource:
         bias = cast(self._base.read(self._bias), source=self._base.infos()[self._bias].dtype, target="F32")
         patches = cast(array[self._class_tokens :], source=dtype, target="F32") + bias
         return np.concatenate([array[: self._class_tokens], cast(patches, source="F32", target=dtype)])
+
+    def row_reader(self, name: str) -> RowReader | None:
+        """Give what reads rows of a tensor that nothing is added to."""
+        return None if name in self._positions else row_reader(self._base, name)

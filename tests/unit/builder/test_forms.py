@@ -19,6 +19,7 @@ from multimodal_api.engine import Dtype
 from multimodal_api.errors import ProductError
 from multimodal_api.families import Family, LlmType
 from multimodal_api.reasons import Reason
+from multimodal_builder import streaming
 from multimodal_builder.checkpoints.checkpoint import CheckpointPaths
 from multimodal_builder.checkpoints.distributed import open_distributed
 from multimodal_builder.checkpoints.members import DirectoryMembers
@@ -245,9 +246,11 @@ def test_zarr_is_read(
     state: State,
     wanted: Weights,
     chunks: Callable[[str, torch.Tensor], tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
     *,
     unpacked: bool,
 ) -> None:
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 1000)  # a row or two
     archive = forms.as_zarr(Archive.read(CLASSIC), forms.stacked(state), chunks)
     path = archive.write(tmp_path)
     if unpacked:

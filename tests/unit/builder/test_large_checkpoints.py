@@ -12,6 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
+from multimodal_builder import streaming
 from multimodal_builder.checkpoints.window import ByteFile
 from multimodal_builder.main import main
 from support.archives import CLIP
@@ -60,7 +61,9 @@ def test_torch_reads_what_is_generated(archive: Path) -> None:
     assert all(tensor.view(torch.int16).unique().numel() > 1 for tensor in state.values())
 
 
-def test_each_byte_is_read_once(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("piece", [streaming.PIECE_BYTES, 1000, 1])
+def test_each_byte_is_read_once(archive: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(streaming, "PIECE_BYTES", piece)  # a tensor in one; a few rows; less than a row
     counted = 0
     read_into = ByteFile.read_into
 

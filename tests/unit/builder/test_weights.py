@@ -10,6 +10,7 @@ import struct
 import sys
 import zipfile
 from contextlib import suppress
+from itertools import product
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.distributed._shard.sharded_tensor import metadata as sharded_tensor
-from torch.distributed.checkpoint.filesystem import _StoragePrefix
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.filesystem import _StorageInfo, _StoragePrefix
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from multimodal_api.engine import Dtype
@@ -34,11 +41,12 @@ from multimodal_builder.checkpoints.ckpt import CkptSource
 from multimodal_builder.checkpoints.distributed import open_distributed
 from multimodal_builder.checkpoints.huggingface import SafetensorsSource
 from multimodal_builder.checkpoints.members import DirectoryMembers
-from multimodal_builder.checkpoints.tensors import TensorInfo, TensorSource
+from multimodal_builder.checkpoints.tensors import CARRIERS, Array, TensorInfo, TensorSource, row_reader
 from multimodal_builder.checkpoints.torch_zip import Storage, StoredTensor, TorchZip
 from multimodal_builder.checkpoints.window import ByteFile, Window
 from multimodal_builder.files import FileLog
 from multimodal_builder.safetensors_writer import write_weights
+from multimodal_builder.streaming import cut
 from support.archives import DISTRIBUTED, Archive
 
 if TYPE_CHECKING:
@@ -63,6 +71,19 @@ def read_all(open_source: Callable[[], TensorSource]) -> None:
     source = open_source()
     for name in source.infos():
         source.read(name)
+        by_rows(source, name)
+
+
+def by_rows(source: TensorSource, name: str) -> Array | None:
+    """Read a tensor from its last row to its first, two at a time; None where it must be read whole."""
+    info = source.infos()[name]
+    reader = row_reader(source, name) if info.shape else None
+    if reader is None:
+        return None
+    array = np.full(info.shape, 1, CARRIERS[info.dtype])
+    for start in reversed(range(0, len(array), 2)):
+        reader(array[start : start + 2], start)
+    return array
 
 
 def same(source: TensorSource, wanted: dict[str, torch.Tensor]) -> None:
@@ -72,6 +93,8 @@ def same(source: TensorSource, wanted: dict[str, torch.Tensor]) -> None:
         assert found.shape == tuple(tensor.shape)
         plain = tensor.clone(memory_format=torch.contiguous_format)
         assert found.tobytes() == plain.view(torch.uint8).numpy().tobytes() if tensor.dim() else True
+        rows = by_rows(source, name)
+        assert rows is None or rows.tobytes() == found.tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -250,6 +273,56 @@ def test_a_distributed_checkpoint_is_what_torch_reads(tmp_path: Path) -> None:
     same(opened(folder), layered)
 
 
+def write_chunks(folder: Path, name: str, tensor: torch.Tensor, sizes: tuple[int, ...], *, turned: bool) -> None:
+    """Write a tensor cut into chunks of a size, the last ones smaller, with values in another order if `turned`."""
+    folder.mkdir()
+    data = io.BytesIO()
+    chunks, places = [], {}
+    for offsets in product(*(range(0, length, size) for length, size in zip(tensor.shape, sizes, strict=True))):
+        part = tensor[tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))]
+        part = part.transpose(-1, -2).contiguous().transpose(-1, -2) if turned else part.contiguous()
+        start = data.tell()
+        torch.save(part, packed := io.BytesIO())
+        data.write(packed.getvalue())
+        chunks.append(ChunkStorageMetadata(torch.Size(offsets), part.size()))
+        places[MetadataIndex(name, torch.Size(offsets))] = _StorageInfo("__0_0.distcp", start, data.tell() - start)
+    entry = TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), tensor.size(), chunks)
+    (folder / "__0_0.distcp").write_bytes(data.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata({name: entry}, storage_data=places)))
+    (folder / "metadata.json").write_bytes(Archive.read(DISTRIBUTED).members["model_weights/metadata.json"])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "sizes", [(4, 12, 10), (1, 12, 10), (1, 6, 10), (1, 12, 5), (2, 5, 10), (4, 12, 3), (3, 5, 4), (1, 1, 1)], ids=str
+)
+def test_chunks_may_be_cut_in_any_way(tmp_path: Path, sizes: tuple[int, ...], *, turned: bool) -> None:
+    stacked = torch.randn(4, 12, 10)
+    write_chunks(tmp_path / "weights", "decoder.layers.w", stacked, sizes, turned=turned)
+    same(
+        opened(tmp_path / "weights"),
+        {f"decoder.layers.{number}.w": layer for number, layer in enumerate(stacked)},
+    )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("sizes", [(2, 300, 200), (1, 100, 200), (2, 300, 100)], ids=str)
+def test_what_is_read_by_rows_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], *, turned: bool
+) -> None:
+    stacked = torch.randn(2, 300, 200)
+    write_chunks(tmp_path / "weights", "decoder.layers.w", stacked, sizes, turned=turned)
+    source = opened(tmp_path / "weights")
+    counted: list[int] = []
+    read_into = ByteFile.read_into
+    monkeypatch.setattr(ByteFile, "read_into", lambda f, o, b: (counted.append(len(b)), read_into(f, o, b)))
+    for number, name in enumerate(source.infos()):
+        rows = by_rows(source, name)
+        assert rows is not None
+        assert np.array_equal(rows, stacked[number].numpy())
+    assert stacked.nbytes <= sum(counted) < 1.1 * stacked.nbytes
+
+
 def test_megatrons_index_with_its_plans_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Megatron-core subclasses torch's metadata, and some of its versions keep the plan of the save in it."""
     folder = unpacked(tmp_path)
@@ -355,7 +428,7 @@ def test_written_weights_are_read_by_safetensors(tmp_path: Path) -> None:
     state = {"b": torch.randn(3, 4), "a": torch.randn(5).to(torch.bfloat16), "c": torch.zeros(0, 2)}
     log = FileLog(tmp_path)
     infos = [("b", TensorInfo("F32", (3, 4))), ("a", TensorInfo("BF16", (5,))), ("c", TensorInfo("F32", (0, 2)))]
-    values = [[tensor.view(torch.uint8).numpy().reshape(-1).data] for tensor in state.values()]
+    values = [cut(tensor.view(torch.uint8).numpy(), source="U8", target="U8") for tensor in state.values()]
     write_weights(tmp_path / "llm", infos, values, log)
     loaded = load_file(tmp_path / "llm" / "model.safetensors")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
@@ -366,7 +439,7 @@ def test_written_weights_are_read_by_safetensors(tmp_path: Path) -> None:
 
 def test_large_weights_are_sharded_with_an_index(tmp_path: Path) -> None:
     infos = [(f"t{number}", TensorInfo("F32", (10,))) for number in range(5)]
-    values = [[np.full(10, number, np.float32).data.cast("B")] for number in range(5)]
+    values = [cut(np.full(10, number, np.float32), source="F32", target="F32") for number in range(5)]
     write_weights(tmp_path, infos, values, FileLog(tmp_path), shard_bytes=85)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 200
