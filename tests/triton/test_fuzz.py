@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from multimodal_api import wire
+from multimodal_server.refusal import MARK
 from tests.triton.conftest import FUZZ_FACTOR, START_SECONDS, Server, picture
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(3600)]
@@ -141,6 +142,7 @@ def check_refusal(message: str) -> None:
     assert message
     assert not message.startswith(OURS)
     assert "Traceback" not in message
+    assert MARK not in message, "it is as PyTriton prints it"
 
 
 @pytest.mark.usefixtures("unharmed")
