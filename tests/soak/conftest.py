@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ from tests.triton.conftest import Server, ready, start
 
 __all__ = ["start"]
 
-SAMPLES = Path(__file__).parents[2] / "examples" / "resources"
+TREE = Path(__file__).parents[2]
+SAMPLES = TREE / "examples" / "resources"
+OUT = TREE / "out" / "soak"
+"""What is said while it goes on, what failed, and the servers' logs; of the last run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,14 +44,51 @@ def minutes(request: pytest.FixtureRequest) -> int:
     return given
 
 
+class Report:
+    """What a person reads, on the terminal and in files."""
+
+    def __init__(self, capture: pytest.CaptureManager) -> None:
+        """Begin with an empty folder."""
+        self._capture = capture
+        shutil.rmtree(OUT, ignore_errors=True)
+        OUT.mkdir(parents=True)
+
+    def tell(self, line: str) -> None:
+        """Say how it goes."""
+        with self._capture.global_and_fixture_disabled():
+            print(line, flush=True)  # noqa: T201 -- a person waits
+        self._append("report.txt", line)
+
+    def failed(self, line: str) -> None:
+        """Note a request that failed."""
+        self._append("failures.txt", line)
+
+    def _append(self, name: str, line: str) -> None:
+        with (OUT / name).open("a") as file:
+            file.write(f"{line}\n")
+
+
 @pytest.fixture(scope="session")
-def served(start: Callable[[Path], Server], tmp_path_factory: pytest.TempPathFactory) -> list[Served]:
+def report(pytestconfig: pytest.Config) -> Report:
+    capture: pytest.CaptureManager = pytestconfig.pluginmanager.getplugin("capturemanager")
+    return Report(capture)
+
+
+@pytest.fixture(scope="session")
+def served(
+    start: Callable[[Path], Server], report: Report, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Served]]:
     """All six, of the sizes of their samples, one beside the other."""
     store = tmp_path_factory.mktemp("store")
-    started = []
-    for family in Family:
-        sample = yaml.safe_load((SAMPLES / f"{family}-cpu.yaml").read_text())
-        spec = Spec.model_validate(sample["spec"])
-        engine = tiny_families.build(family, spec.model.llm_type, spec.resolved_limits(), store)
-        started.append((family, start(engine)))
-    return [Served(family, ready(server)) for family, server in started]
+    started: list[tuple[Family, Server]] = []
+    try:
+        for family in Family:
+            sample = yaml.safe_load((SAMPLES / f"{family}-cpu.yaml").read_text())
+            spec = Spec.model_validate(sample["spec"])
+            engine = tiny_families.build(family, spec.model.llm_type, spec.resolved_limits(), store)
+            started.append((family, start(engine)))
+        report.tell(f"{time.strftime('%X')} six servers start; what is said here, and their logs, come to {OUT}")
+        yield [Served(family, ready(server)) for family, server in started]
+    finally:
+        for family, server in started:
+            shutil.copy(server.folder / "log", OUT / f"{family}.log")

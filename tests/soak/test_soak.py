@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.soak.conftest import Report
 from tests.soak.traffic import End, Served, User
 from tests.triton.conftest import END_SECONDS
 
@@ -24,6 +25,7 @@ SAMPLE_SECONDS = 5
 GROWTH = 1.05
 SLACK_MIB = 16
 """A process may have grown by a twentieth and this much: what allocators of a busy process keep goes up and down."""
+PARTS = ("front", "worker", "triton")
 GAUGES = ("multimodal_running_requests", "multimodal_waiting_requests", "multimodal_kv_positions_used")
 SETTLE_SECONDS = 60
 
@@ -31,7 +33,9 @@ SETTLE_SECONDS = 60
 class Book:
     """What happened, by minute."""
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Callable[[str], None]) -> None:
+        """Begin; `failed` is told of each request that fails."""
+        self._failed = failed
         self._lock = threading.Lock()
         self.ends: collections.Counter[End] = collections.Counter()
         self.seconds: list[float] = []
@@ -46,6 +50,7 @@ class Book:
                 self.seconds.append(seconds)
             if end is End.FAILED:
                 self.failures.append(f"{time.strftime('%X')} {kind}: {said}")
+                self._failed(self.failures[-1])
 
     def turn(self) -> tuple[collections.Counter[End], list[float]]:
         """Give what happened since the last call."""
@@ -56,20 +61,21 @@ class Book:
 
 
 class Memory:
-    """MiB of every process, as time goes on."""
+    """MiB of every server's parts, as time goes on. A process that is not there any more is an error."""
 
     def __init__(self, served: list[Served]) -> None:
         self._processes = {
-            f"{one.family} {part}": pid
+            f"{one.family} {part}": pids
             for one in served
-            for part, pid in (("front", one.server.process.pid), ("worker", one.server.worker()))
+            for part, pids in zip(
+                PARTS, ([one.server.process.pid], [one.server.worker()], one.server.triton(words="")), strict=True
+            )
         }
         self.seen: dict[str, list[float]] = {name: [] for name in self._processes}
 
     def look(self) -> None:
-        for name, pid in self._processes.items():
-            (found,) = re.findall(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-            self.seen[name].append(int(found) / 1024)
+        for name, pids in self._processes.items():
+            self.seen[name].append(sum(map(_resident, pids)))
 
     def total(self, part: str) -> float:
         return sum(values[-1] for name, values in self.seen.items() if name.endswith(part))
@@ -83,6 +89,12 @@ class Memory:
         return spans
 
 
+def _resident(pid: int) -> float:
+    """MiB that a process holds."""
+    (found,) = re.findall(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(found) / 1024
+
+
 def metric(one: Served, name: str) -> float:
     with urllib.request.urlopen(one.server.metrics, timeout=30) as response:  # noqa: S310 -- our own server
         page = response.read().decode()
@@ -90,16 +102,12 @@ def metric(one: Served, name: str) -> float:
     return float(found)
 
 
-def test_nothing_is_lost_stuck_wrong_or_leaked(
-    served: list[Served], minutes: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def tell(line: str) -> None:
-        with capsys.disabled():
-            print(line, flush=True)  # noqa: T201 -- a person waits
-
+def test_nothing_is_lost_stuck_wrong_or_leaked(served: list[Served], minutes: int, report: Report) -> None:
+    tell = report.tell
     for one in served:
         one.listen()
-    book, memory = Book(), Memory(served)
+    tell(f"{time.strftime('%X')} all are ready and have answered alone; {USERS} users ask for {minutes} minutes")
+    book, memory = Book(report.failed), Memory(served)
     # As many for each server: else most would wait for the slowest one, and the others have nothing to do.
     users = [User(served[seed % len(served)], seed, book.note) for seed in range(USERS)]
     for user in users:
@@ -131,7 +139,7 @@ def test_nothing_is_lost_stuck_wrong_or_leaked(
 
 def soak(minutes: int, book: Book, memory: Memory, tell: Callable[[str], None]) -> None:
     """Let it go on, with a line for every minute."""
-    columns = ("minute", *End, "median", "99 %", "front", "worker")
+    columns = ("minute", *End, "median", "99 %", *PARTS)
     tell("\n" + "".join(f"{column:>10}" for column in columns) + "   (requests; s; MiB of all six)")
     begun = time.monotonic()
     for minute in range(1, minutes + 1):
@@ -144,7 +152,7 @@ def soak(minutes: int, book: Book, memory: Memory, tell: Callable[[str], None]) 
         tell(
             "".join(f"{number:10}" for number in numbers)
             + "".join(f"{percentiles[at]:10.2f}" for at in (49, 98))
-            + "".join(f"{memory.total(part):10.0f}" for part in ("front", "worker"))
+            + "".join(f"{memory.total(part):10.0f}" for part in PARTS)
         )
         assert len(book.failures) < USERS, book.failures[:10]
 
