@@ -120,7 +120,11 @@ def _base(folder: Path, engine: Engine, progress: Progress) -> tuple[str, str]:
     given = os.environ.get("BASE")
     if given:
         return given, given
-    _install("mmdebstrap", progress)
+    try:
+        _install("mmdebstrap", progress)
+    except ClusterError as error:
+        remedy = f"{error.remedy}; or set BASE to an image with Python 3.11, which needs no package"
+        raise ClusterError(error.part, error.problem, remedy) from error
     archive = base.archive(folder, progress)
     identity = base.identity(archive)
     image = f"localhost/multimodal-base:{identity}"
