@@ -14,11 +14,13 @@ from multimodal_cluster.api import Api
 from multimodal_cluster.commands import quietly, run
 from multimodal_cluster.errors import ClusterError
 from multimodal_cluster.kubeconfigs import write_json
+from multimodal_cluster.locks import locked
 from multimodal_cluster.paths import SOURCES
 from multimodal_cluster.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from multimodal_cluster.paths import Paths
@@ -30,8 +32,9 @@ NODE: Final = f"{CLUSTER_NAME}-control-plane"
 NETWORK: Final = "kind"
 PROJECT: Final = SOURCES.parent
 CONFIG: Final = PROJECT / "kind-config.yaml"
-# kind's own paths are relative to the folder that it runs in; kind-config.yaml names this one.
+# kind's own paths are relative to the folder that it runs in. kind-config.yaml names both, here and in the node.
 AUDIT_LOG: Final = PROJECT / "out" / "kind" / "audit.log"
+NODE_AUDIT_LOG: Final = "/var/log/kubernetes/audit.log"
 # What kind brings along, and does not wait for: namespace, workload.
 SYSTEM: Final = (
     ("kube-system", "daemonset/kube-proxy"),
@@ -39,6 +42,8 @@ SYSTEM: Final = (
     ("local-path-storage", "deployment/local-path-provisioner"),
 )
 CREATE_DEADLINE_S: Final = 900.0
+# The other run may be making everything.
+LOCK_DEADLINE_S: Final = 1800.0
 API_DEADLINE_S: Final = 180.0
 ROLLOUT_DEADLINE_S: Final = 180
 SHORT_S: Final = 60.0
@@ -61,18 +66,13 @@ class KindCluster:
 
     def up(self) -> None:
         """Make what is not there: cluster, registry, the way from one to the other, GPUs."""
-        exists = self._exists()  # before minutes of building: kind or Docker may be missing
+        self._exists()  # before minutes of building: kind or Docker may be missing
         clients.ensure(self._paths, self._progress)
-        stopped = exists and not quietly(["docker", "exec", NODE, "true"])
-        if stopped:  # as by Docker's own end
-            self._docker("start", NODE)
-        elif not exists:
-            self._create()
-        self._write_kubeconfig()
-        self._wait_for_system(anew=stopped)
-        registry_container.ensure(self._paths, self._progress, image=self._registry_image, network=NETWORK)
-        self._lead_to_registry()
-        daemons.ensure(self._keeper(), self._paths, self._progress)
+        with self._alone():
+            self._start_node()
+            registry_container.ensure(self._paths, self._progress, image=self._registry_image, network=NETWORK)
+            self._lead_to_registry()
+            daemons.ensure(self._keeper(), self._paths, self._progress)
 
     def down(self, *, purge: bool) -> None:
         """Remove the cluster.
@@ -80,14 +80,15 @@ class KindCluster:
         Args:
             purge: remove what was pushed to the registry, and logs, too.
         """
-        daemons.stop("gpu-keeper", self._paths)
-        with self._progress.step("delete the kind cluster"):
-            run("kind", ["kind", "delete", "cluster", *self._named()], seconds=CREATE_DEADLINE_S, remedy=REMEDY)
-        registry_container.remove(purge=purge)
-        if purge:
-            shutil.rmtree(self._paths.logs, ignore_errors=True)
-            AUDIT_LOG.unlink(missing_ok=True)
-        self._paths.kubeconfig.unlink(missing_ok=True)
+        with self._alone():
+            daemons.stop("gpu-keeper", self._paths)
+            with self._progress.step("delete the kind cluster"):
+                run("kind", ["kind", "delete", "cluster", *self._named()], seconds=CREATE_DEADLINE_S, remedy=REMEDY)
+            registry_container.remove(purge=purge)
+            if purge:
+                shutil.rmtree(self._paths.logs, ignore_errors=True)
+                AUDIT_LOG.unlink(missing_ok=True)
+            self._paths.kubeconfig.unlink(missing_ok=True)
 
     def restart(self, part: str) -> None:
         """Restart a service of the node, such as the kubelet, or the registry."""
@@ -118,6 +119,21 @@ class KindCluster:
         if part != "gpu-keeper":
             raise ClusterError("logs", f"{part} logs inside the node", "`kind export logs --name multimodal` has them")
         return daemons.log_of(part, self._paths)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return locked(self._paths.lock, seconds=LOCK_DEADLINE_S, what="the cluster")
+
+    def _start_node(self) -> None:
+        exists = self._exists()
+        stopped = exists and not quietly(["docker", "exec", NODE, "true"])
+        if stopped:  # as by Docker's own end
+            self._docker("start", NODE)
+        elif not exists:
+            self._create()
+        self._write_kubeconfig()
+        self._wait_for_system(anew=stopped)
+        # The node's root wrote it for itself; who may ask Docker may read it.
+        quietly(["docker", "exec", NODE, "chmod", "a+r", NODE_AUDIT_LOG])
 
     def _create(self) -> None:
         AUDIT_LOG.parent.mkdir(parents=True, exist_ok=True)

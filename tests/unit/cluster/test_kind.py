@@ -12,7 +12,8 @@ import pytest
 from multimodal_cluster import binaries, daemons, kind, registry_container
 from multimodal_cluster.daemons import Daemon
 from multimodal_cluster.errors import ClusterError
-from multimodal_cluster.kind import CONFIG, SYSTEM, KindCluster
+from multimodal_cluster.kind import AUDIT_LOG, CONFIG, NODE, NODE_AUDIT_LOG, SYSTEM, KindCluster
+from multimodal_cluster.locks import locked
 from multimodal_cluster.paths import Paths
 from multimodal_cluster.progress import Progress
 
@@ -63,6 +64,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setattr(registry_container, "answers_here", lambda: True)
     monkeypatch.setattr(kind, "Api", Answering)
+    monkeypatch.setattr(kind, "AUDIT_LOG", tmp_path / "out" / "audit.log")
     (tmp_path / "reachable").touch()
     return tmp_path
 
@@ -181,11 +183,37 @@ def test_a_registry_that_does_not_answer_is_said(here: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("purge", [False, True])
 def test_down_keeps_what_was_pushed_unless_it_is_to_go(here: Path, *, purge: bool) -> None:
+    log = here / "out" / "audit.log"
+    log.parent.mkdir()
+    log.touch()
     cluster(here).down(purge=purge)
+    assert log.exists() is not purge
     assert said(here, "kind delete cluster")
     assert said(here, "docker rm --force multimodal-registry")
     assert bool(said(here, "docker volume rm --force multimodal-registry")) is purge
     assert not (here / "cache" / "cluster" / "kubeconfig").exists()
+
+
+@pytest.mark.usefixtures("kept")
+def test_two_runs_take_turns(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kind, "LOCK_DEADLINE_S", 0)
+    with (
+        locked(Paths(here / "cache").lock, seconds=0, what="the first"),
+        pytest.raises(ClusterError, match="another run was still at it"),
+    ):
+        cluster(here).up()
+    cluster(here).up()
+    assert len(said(here, "kind create cluster")) == 1
+
+
+@pytest.mark.usefixtures("kept")
+def test_the_audit_log_is_readable_for_those_who_run_the_tests(here: Path) -> None:
+    cluster(here).up()
+    assert said(here, f"docker exec {NODE} chmod a+r {NODE_AUDIT_LOG}")
+    folder, _, file = NODE_AUDIT_LOG.rpartition("/")
+    assert CONFIG.parent / "out" / "kind" / file == AUDIT_LOG
+    assert f"audit-log-path, value: {NODE_AUDIT_LOG}" in CONFIG.read_text()
+    assert f"hostPath: out/kind\n        containerPath: {folder}\n" in CONFIG.read_text()
 
 
 def test_a_missing_kind_is_named_before_anything_is_built(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
