@@ -56,7 +56,9 @@ POLL_SECONDS: Final = 0.05
 CALL_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 1.0
 """Longer than a request takes from Triton's queue to us, and an answer from us to the wire, on a busy machine."""
-LOAD_SECONDS: Final = 600.0
+LOAD_SECONDS: Final = 120.0
+"""Until all processes of a model have started: ten times what it takes on a busy machine. Triton itself waits for ever
+for one that does not come up; after this it is started again."""
 ORPHAN_SECONDS: Final = 10.0
 MAX_QUEUED: Final = 64
 """Requests that wait inside Triton for a free instance; one more is refused as unavailable."""
@@ -131,7 +133,6 @@ class Triton:
             stop_seconds: how long requests may go on after `stop` is called.
         """
         pytriton.triton.Model = make_model
-        # The start of all a model's processes may take longer than PyTriton waits, on a busy machine.
         pytriton.models.manager.ModelClient = partial(ModelClient, inference_timeout_s=LOAD_SECONDS)
         # It warns that it waits longer for a model than for a server: so it should.
         warnings.filterwarnings("ignore", category=NotSupportedTimeoutWarning)
