@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -112,7 +113,7 @@ def ensure(daemon: Daemon, paths: Paths, progress: Progress) -> None:
             raise ClusterError(
                 daemon.name,
                 f"not ready after {daemon.seconds:g}s",
-                "read its log; `down` and `up` start over",
+                "read its log; if the machine is only slow, `up` again waits on; `down` and `up` start over",
                 log_of(daemon.name, paths),
             )
         if not running.alive():
@@ -148,6 +149,9 @@ def _start(daemon: Daemon, digest: str, paths: Paths) -> Process:
     if log.exists() and log.stat().st_size > LOG_LIMIT_BYTES:
         log.replace(log.with_suffix(".log.1"))
     with log.open("ab") as output:
+        # What an earlier process said stays in the log, and must not pass for the last words of this one.
+        output.write(f"--- {daemon.name} is started at {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} ---\n".encode())
+        output.flush()
         child = subprocess.Popen(
             daemon.command,
             stdin=subprocess.DEVNULL,

@@ -83,6 +83,28 @@ def test_a_daemon_that_ends_is_an_error_with_its_last_words(paths: Paths) -> Non
     assert "| no room on the disk" in report
 
 
+def test_the_last_words_of_an_earlier_process_are_told_from_this_ones(paths: Paths) -> None:
+    talking = Daemon("failing", ("sh", "-c", "echo no room on the disk; exit 3"), lambda: False, 10, tracked=False)
+    silent = dataclasses.replace(talking, command=("false",))
+    for daemon in (talking, silent):
+        with pytest.raises(ClusterError) as caught:
+            daemons.ensure(daemon, paths, Progress())
+    *_, earlier, last = caught.value.report().splitlines()
+    assert earlier == "  | no room on the disk"
+    assert last.startswith("  | --- failing is started at 20")
+
+
+def test_a_daemon_that_is_slow_to_be_ready_is_waited_for_again(paths: Paths) -> None:
+    slow = dataclasses.replace(SLEEPER, ready=lambda: False, seconds=0.1)
+    with pytest.raises(ClusterError) as caught:
+        daemons.ensure(slow, paths, Progress())
+    first = daemons.find("sleeper", paths)
+    daemons.ensure(dataclasses.replace(slow, ready=lambda: True), paths, Progress())
+    assert "`up` again waits on" in caught.value.remedy
+    assert first is not None
+    assert daemons.find("sleeper", paths) == first
+
+
 def test_a_daemon_that_never_becomes_ready_is_an_error(paths: Paths) -> None:
     with pytest.raises(ClusterError, match=r"sleeper: not ready after 0\.3s"):
         daemons.ensure(dataclasses.replace(SLEEPER, ready=lambda: False, seconds=0.3), paths, Progress())
