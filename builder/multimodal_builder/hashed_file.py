@@ -138,9 +138,11 @@ class HashedFile:
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._set_direct(wanted=False):
                     raise
-            else:
-                self.size += done
-                view = view[done:]
+                continue
+            # What the page cache got after all: the disk begins with it now, so that little is left for the end.
+            os.posix_fadvise(self._descriptor, self.size, done, os.POSIX_FADV_DONTNEED)
+            self.size += done
+            view = view[done:]
 
     def _set_direct(self, *, wanted: bool) -> bool:
         """Choose the way to the disk, where the file system leaves a choice; tell whether that changed anything."""

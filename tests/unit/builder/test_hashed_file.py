@@ -121,9 +121,12 @@ def test_where_the_page_cache_cannot_be_passed_it_is_used(
         monkeypatch.setattr(fcntl, "fcntl", refusing_flag)
     else:
         monkeypatch.setattr(os, "write", refusing_write)
-    data = write_blocks(descriptor)
+    begun: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _number, start, size, _advice: begun.extend((start, size)))
+    data = write_blocks(descriptor, count=2)
     monkeypatch.undo()
     assert stored(descriptor) == data
+    assert begun == [0, BLOCK, BLOCK, BLOCK, 2 * BLOCK, 5]  # the disk does not wait for the end
 
 
 def test_a_disk_that_takes_less_at_a_time_gets_the_rest(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
