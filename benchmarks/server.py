@@ -1,14 +1,19 @@
 """What the ports cost over a direct call of the engine: `python benchmarks/server.py`.
 
-The tiny NeVA of `examples/` is built into an engine and answers in several ways: through the worker's own scheduler,
-encoder and backend in this process, with prompt and pixels made beforehand (direct), and through `multimodal-server`
-over each of its ports. All take turns in rounds, so that a busy machine slows all of them; every request has a picture
-of its own, so that nothing comes from a cache. Clients run in a process of their own, and make what they send before a
-turn begins.
+The tiny NeVA of `examples/` is built into an engine and answers in several ways:
+
+- direct: through the worker's own scheduler, encoder and backend in this process, with token ids and pixels made
+  before the turn begins. What is added to it is all that a request costs beside the engine.
+- direct, from the picture: the same, but token ids and pixels are made of the question and of the picture's RGB during
+  the turn: no caller of an engine comes round that. What is added to it is what the port itself costs.
+- through `multimodal-server` over each of its ports. OpenAI's decodes a picture's file, too.
+
+All take turns in rounds, so that a busy machine slows all of them; every request has a picture of its own, so that
+nothing comes from a cache. Clients run in a process of their own, and make what they send before a turn begins.
 
 On a machine of few CPUs the engine loses to clients, Triton and front what they compute, however little they wait for
-each other. `--apart` gives the engine, here and in the server, one CPU of its own and everything else the other ones:
-as where an engine computes on a GPU. `--steps` says where the time of one request goes instead.
+each other. `--apart` gives the engine, here and in the server, CPUs of its own and everything else the other ones: as
+where an engine computes on a GPU. `--steps` says where the time of one request goes instead.
 """
 
 from __future__ import annotations
@@ -21,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -46,7 +50,7 @@ from multimodal_worker.encoder import BatchedEncoder, MediaCache
 from multimodal_worker.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -61,8 +65,7 @@ TOKENS: Final = 16
 CONCURRENCIES: Final = {1: 16, 32: 128}
 """With the requests of a turn."""
 DIRECT: Final = "direct"
-ENGINE_CPU: Final = 0
-"""With `--apart`."""
+FROM_PICTURE: Final = "direct, from the picture"
 
 
 @dataclass
@@ -122,16 +125,24 @@ class Direct:
         )
         return request, bytearray(pixels.tobytes())
 
-    def __call__(self, seed: int, count: int, concurrency: int) -> Turn:
-        """Take a turn."""
-        random = np.random.default_rng(seed)
-        waiting = deque(self.prepare(picture(random)) for _ in range(count))
+    def take(self, seed: int, count: int, concurrency: int) -> Turn:
+        """Take a turn, with requests made beforehand."""
+        return self._take(iter([self.prepare(frame) for frame in pictures(seed, count)]), concurrency)
+
+    def take_from_pictures(self, seed: int, count: int, concurrency: int) -> Turn:
+        """Take a turn, and make its requests in it."""
+        return self._take(map(self.prepare, list(pictures(seed, count))), concurrency)
+
+    def _take(self, requests: Iterator[tuple[Generate, bytearray]], concurrency: int) -> Turn:
         moments: list[tuple[float, float]] = []
 
         async def one_after_another() -> None:
-            while waiting:
-                request, pixels = waiting.popleft()
+            while True:
                 asked = time.perf_counter()
+                try:
+                    request, pixels = next(requests)
+                except StopIteration:
+                    return
                 end = self._ends[request.request_id] = self.loop.create_future()
                 await self._scheduler.submit(request, [pixels])
                 await end
@@ -143,6 +154,12 @@ class Direct:
         cpu, begun = time.process_time(), time.perf_counter()
         self.loop.run_until_complete(all_of_them())
         return Turn(begun, moments, {"engine": time.process_time() - cpu})
+
+
+def pictures(seed: int, count: int) -> Iterator[NDArray[np.uint8]]:
+    """Make pictures, each like no other."""
+    random = np.random.default_rng(seed)
+    return (picture(random) for _ in range(count))
 
 
 def build(store: Path, checkpoint: Path = CHECKPOINT, *, at_once: int = max(CONCURRENCIES)) -> Path:
@@ -198,21 +215,21 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | WORKER_ENVIRONMENT)  # noqa: S606
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="turns that each way takes")
-    parser.add_argument("--apart", action="store_true", help="the engine has a CPU of its own")
+    parser.add_argument(
+        "--apart", type=int, nargs="?", const=1, default=0, metavar="CPUS", help="CPUs that the engine has for itself"
+    )
     parser.add_argument("--steps", action="store_true", help="say where the time of one request goes")
     arguments = parser.parse_args()
     everything = os.sched_getaffinity(0)
-    others = everything - {ENGINE_CPU} if arguments.apart else everything
-    if arguments.apart:
-        os.sched_setaffinity(0, {ENGINE_CPU})
+    of_engine = set(sorted(everything)[: arguments.apart]) or everything
+    others = everything - of_engine or everything
+    os.sched_setaffinity(0, of_engine)
     with tempfile.TemporaryDirectory() as store, Clients(others) as clients:
         engine = build(Path(store))
         direct = Direct(engine)
         print(f"tiny NeVA, picture {EDGE} by {EDGE}, at most {TOKENS} tokens; {len(everything)} CPUs", end="")
-        print(", of which the engine has one for itself" if arguments.apart else ", shared by all")
-        with Served(
-            engine, others, engine_cpus=os.sched_getaffinity(0), work=Path(store), steps=arguments.steps
-        ) as served:
+        print(f", of which the engine has {arguments.apart} for itself" if arguments.apart else ", shared by all")
+        with Served(engine, others, engine_cpus=of_engine, work=Path(store), steps=arguments.steps) as served:
             ways = ports(served, clients)
             if arguments.steps:
                 steps(ways, served, arguments.rounds)
@@ -220,7 +237,8 @@ def main() -> None:
             with Empty(others, max(CONCURRENCIES)) as empty:
                 ways["PyTriton, empty model"] = ports(empty, clients)["Triton HTTP"]
                 for concurrency, requests in CONCURRENCIES.items():
-                    table({DIRECT: direct, **ways}, arguments.rounds, requests, concurrency)
+                    directly = {DIRECT: direct.take, FROM_PICTURE: direct.take_from_pictures}
+                    table(directly | ways, arguments.rounds, requests, concurrency)
 
 
 def table(ways: dict[str, Way], rounds: int, requests: int, concurrency: int) -> None:
@@ -233,18 +251,27 @@ def table(ways: dict[str, Way], rounds: int, requests: int, concurrency: int) ->
                 turns[name].append(turn)
     print(f"\nconcurrency {concurrency}: {rounds} rounds of {requests} requests each way, taking turns; ", end="")
     print(f"load average {os.getloadavg()[0]:.1f}\n")
-    print("| way | p50 | added | p90 | requests/s | of direct | CPU time of a request |")
-    print("|---|---|---|---|---|---|---|")
+    print("| way | p50 | p90 | over direct | over from picture | requests/s | of direct | of picture | CPU time |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, own in turns.items():
         seconds = [each for turn in own for each in turn.seconds]
-        pairs = list(zip(own, turns[DIRECT], strict=True))
-        added = statistics.median(turn.p50 - other.p50 for turn, other in pairs)
-        share = statistics.median(turn.rate / other.rate for turn, other in pairs)
+        added, share = zip(*(_against(own, turns[way]) for way in (DIRECT, FROM_PICTURE)), strict=True)
         print(
-            f"| {name} | {statistics.median(seconds) * 1000:.1f} ms | {added * 1000:+.1f} ms "
+            f"| {name} | {statistics.median(seconds) * 1000:.1f} ms "
             f"| {statistics.quantiles(seconds, n=10)[-1] * 1000:.1f} ms "
-            f"| {statistics.median(turn.rate for turn in own):.1f} | {share * 100:.0f} % | {_cpu(own, requests)} |"
+            f"| {added[0] * 1000:+.1f} ms | {added[1] * 1000:+.1f} ms "
+            f"| {statistics.median(turn.rate for turn in own):.1f} "
+            f"| {share[0] * 100:.0f} % | {share[1] * 100:.0f} % | {_cpu(own, requests)} |"
         )
+
+
+def _against(own: Sequence[Turn], others: Sequence[Turn]) -> tuple[float, float]:
+    """Give the seconds that one way adds to another at the median, and its share of the other's throughput."""
+    pairs = list(zip(own, others, strict=True))
+    return (
+        statistics.median(turn.p50 - other.p50 for turn, other in pairs),
+        statistics.median(turn.rate / other.rate for turn, other in pairs),
+    )
 
 
 def _cpu(turns: Sequence[Turn], requests: int) -> str:

@@ -96,8 +96,8 @@ class Generate(Model):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     """How many of the best tokens to score beside each token; None scores nothing."""
     stream: bool = True
-    """Whether tokens are wanted as they come; else they come together when the answer is complete, which costs both
-    ends less: a message for each of them took more of a CPU's time than all else that the front does."""
+    """Whether tokens are wanted as they come; else they come with `Done`, which costs both ends less: a message for
+    each of them took more of a CPU's time than all else that the front does."""
 
 
 class Cancel(Model):
@@ -184,6 +184,8 @@ class Done(Model):
     request_id: RequestId
     reason: FinishReason
     timing: Timing
+    rest: Tokens | None = None
+    """The tokens that were not told before: all of them, where they were not wanted as they come."""
 
 
 class Refused(Model):

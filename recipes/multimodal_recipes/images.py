@@ -54,7 +54,7 @@ def decode(data: bytes, *, at: str) -> NDArray[np.uint8]:
             is read from the header, so that a picture that is too large is never decoded.
     """
     with opened(data, FORMATS, at=at) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.logs import FIELDS
@@ -78,11 +78,17 @@ class Reply:
 
     def feed(self, event: Tokens | Done) -> Piece:
         """Take the next event."""
-        if isinstance(event, Done):
-            self.finish = event.reason
-            self._metrics.queue.observe(event.timing.queue)
-            self._metrics.encode.observe(event.timing.encode)
-            return Piece(self._told(self._text.finish(), whole=True))
+        if not isinstance(event, Done):
+            return self._add(event)
+        self._metrics.queue.observe(event.timing.queue)
+        self._metrics.encode.observe(event.timing.encode)
+        rest = Piece("") if event.rest is None else self._add(event.rest)
+        if self.finish is not None:  # by a text in the rest
+            return rest
+        self.finish = event.reason
+        return replace(rest, text=rest.text + self._told(self._text.finish(), whole=True))
+
+    def _add(self, event: Tokens) -> Piece:
         self._time(event.seconds)
         self.tokens += len(event.token_ids)
         text = self._text.push(event.token_ids)

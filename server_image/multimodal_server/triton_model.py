@@ -8,6 +8,7 @@ imports, and nothing else of this project: `triton_calls.py`, or PyTriton's file
 
 from __future__ import annotations
 
+import asyncio  # noqa: F401 -- Triton itself takes it when it has called a model for the first time: 35 ms of a request
 import importlib
 import json
 import re

@@ -128,8 +128,8 @@ class Scheduler:
         clock = _Clock(time.monotonic())
         end: Done | Refused
         try:
-            reason = await self._answer(request, buffers, clock)
-            end = Done(request_id=request.request_id, reason=reason, timing=clock.timing())
+            reason, rest = await self._answer(request, buffers, clock)
+            end = Done(request_id=request.request_id, reason=reason, timing=clock.timing(), rest=rest)
         except asyncio.CancelledError:
             end = Done(request_id=request.request_id, reason=FinishReason.CANCELLED, timing=clock.timing())
         except Exception as error:  # noqa: BLE001 -- one request's error is not the others'
@@ -138,7 +138,10 @@ class Scheduler:
             del self._tasks[request.request_id]
         await self._send(end)
 
-    async def _answer(self, request: Generate, buffers: Sequence[bytearray], clock: _Clock) -> FinishReason:
+    async def _answer(
+        self, request: Generate, buffers: Sequence[bytearray], clock: _Clock
+    ) -> tuple[FinishReason, Tokens | None]:
+        """Answer one request; give why it ended, and the tokens that have not been sent."""
         async with self._places:
             clock.admitted = time.monotonic()
             self._running += 1
@@ -154,9 +157,8 @@ class Scheduler:
                         if request.stream:
                             await self._send(_tokens(request.request_id, held, clock.arrived))
                             held.clear()
-                if held:
-                    await self._send(_tokens(request.request_id, held, clock.arrived))
-                return FinishReason.LENGTH if given == request.max_new_tokens else FinishReason.STOP
+                reason = FinishReason.LENGTH if given == request.max_new_tokens else FinishReason.STOP
+                return reason, _tokens(request.request_id, held, clock.arrived) if held else None
             finally:
                 self._running -= 1
 

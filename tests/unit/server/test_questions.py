@@ -110,6 +110,20 @@ def pieces(engine: ServedEngine, text: str, **changes: Any) -> tuple[list[str], 
     return given, reply
 
 
+@pytest.mark.parametrize("stops", [(), ("END",), ("d",)])
+def test_tokens_that_come_with_the_end_are_as_if_they_had_come_before(
+    engine: ServedEngine, stops: tuple[str, ...]
+) -> None:
+    given, streamed = pieces(engine, " a b END d ", stops=stops)
+    prepared = prepare(asking(Said(("x",)), max_output_len=60, stops=stops), engine)
+    whole = Reply(prepared, engine, Metrics(), request_id=1, sampling=Sampling(), stream=False)
+    ids = engine.tokenizer.encode((" a b END d ",)).ids
+    piece = whole.feed(DONE.model_copy(update={"rest": Tokens(request_id=1, token_ids=ids)}))
+    assert piece.text == "".join(given)
+    assert piece.token_ids == ids
+    assert whole.finish is streamed.finish
+
+
 def test_blanks_around_an_answer_are_left_out_wherever_they_come(engine: ServedEngine) -> None:
     given, reply = pieces(engine, "  a b  \n c  \n")
     assert "".join(given) == "a b  \n c"

@@ -171,13 +171,15 @@ async def test_who_does_not_stream_is_told_once() -> None:
     for request_id, stream in ((1, True), (2, False)):
         await scheduler.submit(asking(request_id).model_copy(update={"stream": stream}), [])
         await front.end(request_id)
-    assert front.tokens(1) == front.tokens(2)
-    said = [
-        [m for m in front.messages if isinstance(m, Tokens) and m.request_id == request_id] for request_id in (1, 2)
-    ]
-    assert [len(messages) for messages in said] == [3, 1]
-    for messages in said:
-        seconds = [moment for message in messages for moment in message.seconds]
+    *streamed, end, whole = front.messages
+    assert isinstance(end, Done)
+    assert end.rest is None
+    assert len(streamed) == 3
+    assert isinstance(whole, Done)
+    assert whole.rest is not None
+    assert list(whole.rest.token_ids) == front.tokens(1)
+    for told in (streamed, [whole.rest]):
+        seconds = [moment for message in told if isinstance(message, Tokens) for moment in message.seconds]
         assert len(seconds) == 3
         assert seconds == sorted(seconds)
 
