@@ -57,13 +57,14 @@ class Report:
         """Say how it goes."""
         with self._capture.global_and_fixture_disabled():
             print(line, flush=True)  # noqa: T201 -- a person waits
-        self._append("report.txt", line)
+        self.keep("report.txt", line)
 
     def failed(self, line: str) -> None:
         """Note a request that failed."""
-        self._append("failures.txt", line)
+        self.keep("failures.txt", line)
 
-    def _append(self, name: str, line: str) -> None:
+    def keep(self, name: str, line: str) -> None:
+        """Write a line to a file."""
         with (OUT / name).open("a") as file:
             file.write(f"{line}\n")
 

@@ -116,7 +116,7 @@ def test_nothing_is_lost_stuck_wrong_or_leaked(served: list[Served], minutes: in
     users = [User(served[seed % len(served)], seed, book.note) for seed in range(USERS)]
     for user in users:
         user.start()
-    soak(minutes, book, memory, tell)
+    soak(minutes, book, memory, report)
     for user in users:
         user.stop.set()
     for user in users:
@@ -141,8 +141,9 @@ def test_nothing_is_lost_stuck_wrong_or_leaked(served: list[Served], minutes: in
         stop(one)
 
 
-def soak(minutes: int, book: Book, memory: Memory, tell: Callable[[str], None]) -> None:
-    """Let it go on, with a line for every minute."""
+def soak(minutes: int, book: Book, memory: Memory, report: Report) -> None:
+    """Let it go on, with a line for every minute, and one of the memory of each part."""
+    tell = report.tell
     columns = ("minute", *End, "median", "99 %", *PARTS)
     tell("\n" + "".join(f"{column:>10}" for column in columns) + "   (requests; s; MiB of all six)")
     begun = time.monotonic()
@@ -157,6 +158,9 @@ def soak(minutes: int, book: Book, memory: Memory, tell: Callable[[str], None]) 
             "".join(f"{number:10}" for number in numbers)
             + "".join(f"{percentiles[at]:10.2f}" for at in (49, 98))
             + "".join(f"{memory.total(part):10.0f}" for part in PARTS)
+        )
+        report.keep(
+            "memory.txt", f"{minute} " + ", ".join(f"{part} {mib[-1]:.0f}" for part, mib in memory.seen.items())
         )
         assert len(book.failures) < USERS, book.failures[:10]
 
