@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -47,7 +48,7 @@ def minutes(request: pytest.FixtureRequest) -> int:
 class Report:
     """What a person reads, on the terminal and in files."""
 
-    def __init__(self, capture: pytest.CaptureManager) -> None:
+    def __init__(self, capture: Any) -> None:
         """Begin with an empty folder."""
         self._capture = capture
         shutil.rmtree(OUT, ignore_errors=True)
@@ -71,7 +72,7 @@ class Report:
 
 @pytest.fixture(scope="session")
 def report(pytestconfig: pytest.Config) -> Report:
-    capture: pytest.CaptureManager = pytestconfig.pluginmanager.getplugin("capturemanager")
+    capture: Any = pytestconfig.pluginmanager.getplugin("capturemanager")
     return Report(capture)
 
 
