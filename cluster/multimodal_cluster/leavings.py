@@ -12,7 +12,7 @@ from multimodal_cluster.commands import quietly
 from multimodal_cluster.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from multimodal_cluster.paths import Paths
 
@@ -21,6 +21,8 @@ MOUNTS: Final = Path("/proc/self/mountinfo")
 LOG_LINKS: Final = Path("/var/log/containers")
 # Where device plugins would meet the kubelet; the name is compiled in.
 DEVICE_PLUGINS: Final = Path("/var/lib/kubelet/device-plugins")
+# Where containerd mounts what it is unpacking, below its root; the name is compiled in.
+CONTAINERD_SCRATCH: Final = "tmpmounts"
 SHIM_SOCKETS: Final = Path("/run/containerd/s")
 # Made where missing, and removed where empty; each after what is in it.
 SHARED_FOLDERS: Final = (
@@ -58,7 +60,8 @@ def clean(paths: Paths, cni_plugins: Path | None) -> None:
     """
     cgroups.kill_all(paths.cgroup)
     shims = _shim_sockets(paths)
-    _unmount_below(paths.state)
+    for point in own_mounts(paths, MOUNTS.read_text().splitlines()):
+        quietly(["umount", "--lazy", str(point)])
     network.restore(paths, cni_plugins)
     _remove_links(LOG_LINKS, paths.pod_logs)
     _remove_device_plugins()
@@ -68,12 +71,23 @@ def clean(paths: Paths, cni_plugins: Path | None) -> None:
         with contextlib.suppress(OSError):  # what others keep there keeps the folder
             folder.rmdir()
     cgroups.remove(paths.cgroup)
-    remaining = mounts_below(paths.state, MOUNTS.read_text().splitlines())
+    remaining = own_mounts(paths, MOUNTS.read_text().splitlines())
     if remaining:
         # What is mounted may be anything: nothing below may be deleted while it is.
         raise ClusterError("mounts", f"still mounted: {', '.join(map(str, remaining))}", "unmount them and run again")
     if paths.fresh.exists():
         shutil.rmtree(paths.fresh)
+
+
+def own_mounts(paths: Paths, mountinfo: Sequence[str]) -> list[Path]:
+    """List the cluster's own mount points in the order of unmounting: a disk that someone mounted for images is none.
+
+    Args:
+        paths: where everything lies.
+        mountinfo: lines as in /proc/self/mountinfo.
+    """
+    folders = (paths.fresh, paths.containerd_root / CONTAINERD_SCRATCH)
+    return [point for folder in folders for point in mounts_below(folder, mountinfo)]
 
 
 def mounts_below(folder: Path, mountinfo: Iterable[str]) -> list[Path]:
@@ -93,11 +107,6 @@ def _unescape(field: str) -> str:
     for code in ("\\040", "\\011", "\\012"):
         field = field.replace(code, chr(int(code[1:], 8)))
     return field.replace("\\134", "\\")
-
-
-def _unmount_below(folder: Path) -> None:
-    for point in mounts_below(folder, MOUNTS.read_text().splitlines()):
-        quietly(["umount", "--lazy", str(point)])
 
 
 def _shim_sockets(paths: Paths) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from multimodal_cluster import cgroups
-from multimodal_cluster.leavings import found, mounts_below
+from multimodal_cluster.leavings import found, mounts_below, own_mounts
 from multimodal_cluster.paths import Paths
 
 STATE = Path("/cache/cluster")
@@ -38,6 +38,12 @@ def test_mounts_below_a_folder_are_listed_in_the_order_of_unmounting(points: lis
 def test_a_mount_that_is_covered_by_a_later_one_is_unmounted_after_it() -> None:
     twice = [line("/cache/cluster/run"), line("/cache/cluster/run")]
     assert mounts_below(STATE, twice) == [STATE / "run", STATE / "run"]
+
+
+def test_a_disk_that_someone_mounted_for_images_is_no_mount_of_the_cluster() -> None:
+    theirs = ["/cache", "/cache/cluster", "/cache/cluster/containerd", "/cache/cluster/registry", "/cache/cluster/logs"]
+    ours = ["/cache/cluster/run/kubelet/pods/1/token", "/cache/cluster/containerd/tmpmounts/containerd-mount1"]
+    assert own_mounts(Paths(Path("/cache")), [line(point) for point in (*theirs, *ours)]) == [Path(p) for p in ours]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="control groups are made by root only")
