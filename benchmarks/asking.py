@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,8 @@ from tritonclient import grpc
 from tritonclient.utils import np_to_triton_dtype
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 EDGE: Final = 336
@@ -40,6 +42,24 @@ def picture(random: np.random.Generator) -> NDArray[np.uint8]:
     coarse = random.integers(0, 256, (EDGE // GRAIN, EDGE // GRAIN, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((EDGE, EDGE), Image.Resampling.BICUBIC), np.int16)
     return np.clip(smooth + random.integers(-NOISE, NOISE, smooth.shape), 0, 255).astype(np.uint8)
+
+
+class Pictures(NamedTuple):
+    """The pictures of one turn."""
+
+    seed: int
+    """Of turns that are compared: they show the same, so that answers take as many tokens."""
+    mark: int
+    """Of the one way among those, below 8: a corner differs, so that nobody finds another's picture encoded."""
+    count: int
+
+    def make(self) -> Iterator[NDArray[np.uint8]]:
+        """Give them, each like no other."""
+        random = np.random.default_rng(self.seed)
+        for _ in range(self.count):
+            frame = picture(random)
+            frame[:GRAIN, :GRAIN] = 32 * self.mark
+            yield frame
 
 
 class Http:
@@ -129,14 +149,14 @@ def take(turn: Body) -> Body:
     """Ask so many questions, some at once.
 
     Args:
-        turn: the way, its port, the model, the question and its tokens, a seed, a count and a concurrency.
+        turn: the way, its port, the model, the question and its tokens, `Pictures` and a concurrency.
 
     Returns:
         When all began, when each question was asked and answered, and the CPU time of this process meanwhile.
     """
-    random = np.random.default_rng(turn["seed"])
+    pictures = Pictures(*turn["pictures"])
     clients = [WAYS[turn["way"]](turn) for _ in range(turn["concurrency"])]
-    waiting = deque(clients[0].prepare(picture(random)) for _ in range(turn["count"]))
+    waiting = deque(map(clients[0].prepare, pictures.make()))
     moments: list[tuple[float, float]] = []
     together = threading.Barrier(len(clients) + 1)
 
@@ -157,7 +177,7 @@ def take(turn: Body) -> Body:
     begun = time.perf_counter()
     for thread in threads:
         thread.join()
-    if len(moments) < turn["count"]:
+    if len(moments) < pictures.count:
         raise RuntimeError("a request failed")
     return {"begun": begun, "moments": moments, "cpu": time.process_time() - cpu}
 

@@ -8,12 +8,13 @@ The tiny NeVA of `examples/` is built into an engine and answers in several ways
   the turn: no caller of an engine comes round that. What is added to it is what the port itself costs.
 - through `multimodal-server` over each of its ports. OpenAI's decodes a picture's file, too.
 
-All take turns in rounds, so that a busy machine slows all of them; every request has a picture of its own, so that
-nothing comes from a cache. Clients run in a process of their own, and make what they send before a turn begins.
+All take turns in rounds, so that a busy machine slows all of them, with the same pictures in a round but for a corner:
+answers are as long, and nothing comes from a cache. Clients run in a process of their own, and make what they send
+before a turn begins.
 
 On a machine of few CPUs the engine loses to clients, Triton and front what they compute, however little they wait for
 each other. `--apart` gives the engine, here and in the server, CPUs of its own and everything else the other ones: as
-where an engine computes on a GPU. `--steps` says where the time of one request goes instead.
+where an engine computes on a GPU. `--gpu` lets it do that. `--steps` says where the time of one request goes instead.
 """
 
 from __future__ import annotations
@@ -30,9 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import torch
-from asking import EDGE, picture
+from asking import EDGE, Pictures
 from processes import Clients, Empty, Served, Server, Turn
 
 from multimodal_api.engine import MODEL_DIR, Backend, BuildInputs, Dtype, Limits, SourceIdentity
@@ -45,19 +45,20 @@ from multimodal_recipes.prompt import render
 from multimodal_server.engine import open_engine
 from multimodal_server.worker_client import WORKER_ENVIRONMENT
 from multimodal_worker.backends import LOADERS
-from multimodal_worker.device import DeviceThread, cpu_threads
+from multimodal_worker.device import DeviceChoice, DeviceThread, choose, cpu_threads
 from multimodal_worker.encoder import BatchedEncoder, MediaCache
 from multimodal_worker.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from multimodal_api.worker_protocol import Message
 
-    Way = Callable[[int, int, int], Turn]
-    """Takes a turn: seed of the pictures, requests, concurrency."""
+    Way = Callable[[Pictures, int], Turn]
+    """Takes a turn, with so many requests at once."""
 
 CHECKPOINT: Final = Path(__file__).parent.parent / "examples/tiny/neva/neva.nemo"
 QUESTION: Final = "Describe the picture."
@@ -90,7 +91,7 @@ class Direct:
             LOADERS[inputs.backend],
             self.engine_dir / MODEL_DIR,
             inputs,
-            device=torch.device("cpu"),
+            device=choose(DeviceChoice.AUTO, num_gpus=inputs.num_gpus),
             thread=self._thread,
         )
         encoder = BatchedEncoder(
@@ -125,13 +126,13 @@ class Direct:
         )
         return request, bytearray(pixels.tobytes())
 
-    def take(self, seed: int, count: int, concurrency: int) -> Turn:
+    def take(self, pictures: Pictures, concurrency: int) -> Turn:
         """Take a turn, with requests made beforehand."""
-        return self._take(iter([self.prepare(frame) for frame in pictures(seed, count)]), concurrency)
+        return self._take(iter([self.prepare(frame) for frame in pictures.make()]), concurrency)
 
-    def take_from_pictures(self, seed: int, count: int, concurrency: int) -> Turn:
+    def take_from_pictures(self, pictures: Pictures, concurrency: int) -> Turn:
         """Take a turn, and make its requests in it."""
-        return self._take(map(self.prepare, list(pictures(seed, count))), concurrency)
+        return self._take(map(self.prepare, list(pictures.make())), concurrency)
 
     def _take(self, requests: Iterator[tuple[Generate, bytearray]], concurrency: int) -> Turn:
         moments: list[tuple[float, float]] = []
@@ -156,19 +157,13 @@ class Direct:
         return Turn(begun, moments, {"engine": time.process_time() - cpu})
 
 
-def pictures(seed: int, count: int) -> Iterator[NDArray[np.uint8]]:
-    """Make pictures, each like no other."""
-    random = np.random.default_rng(seed)
-    return (picture(random) for _ in range(count))
-
-
-def build(store: Path, checkpoint: Path = CHECKPOINT, *, at_once: int = max(CONCURRENCIES)) -> Path:
+def build(store: Path, checkpoint: Path = CHECKPOINT, *, at_once: int = max(CONCURRENCIES), num_gpus: int = 0) -> Path:
     """Build an engine, of the tiny NeVA unless told otherwise, for so many requests at once."""
     inputs = BuildInputs(
         family=Family.NEVA,
         llm_type=LlmType.LLAMA,
         visual_checkpoint=SourceIdentity(kind="pvc", location="benchmark", path=checkpoint.name),
-        num_gpus=0,
+        num_gpus=num_gpus,
         dtype=Dtype.FLOAT32,
         backend=Backend.TORCH,
         limits=Limits(
@@ -197,8 +192,8 @@ def ports(server: Server, clients: Clients) -> dict[str, Way]:
 
     def way(kind: str, port: str, **more: str) -> Way:
         turn = {"way": kind, "port": server.ports[port], "model": server.model, "question": QUESTION, "tokens": TOKENS}
-        return lambda seed, count, concurrency: clients.take(
-            server, turn | more | {"seed": seed, "count": count, "concurrency": concurrency}
+        return lambda pictures, concurrency: clients.take(
+            server, turn | more | {"pictures": pictures, "concurrency": concurrency}
         )
 
     return {
@@ -218,6 +213,7 @@ def main() -> None:
     parser.add_argument(
         "--apart", type=int, nargs="?", const=1, default=0, metavar="CPUS", help="CPUs that the engine has for itself"
     )
+    parser.add_argument("--gpu", action="store_true", help="the engine computes on a GPU")
     parser.add_argument("--steps", action="store_true", help="say where the time of one request goes")
     arguments = parser.parse_args()
     everything = os.sched_getaffinity(0)
@@ -225,9 +221,10 @@ def main() -> None:
     others = everything - of_engine or everything
     os.sched_setaffinity(0, of_engine)
     with tempfile.TemporaryDirectory() as store, Clients(others) as clients:
-        engine = build(Path(store))
+        engine = build(Path(store), num_gpus=int(arguments.gpu))
         direct = Direct(engine)
         print(f"tiny NeVA, picture {EDGE} by {EDGE}, at most {TOKENS} tokens; {len(everything)} CPUs", end="")
+        print(", a GPU for the engine" * arguments.gpu, end="")
         print(f", of which the engine has {arguments.apart} for itself" if arguments.apart else ", shared by all")
         with Served(engine, others, engine_cpus=of_engine, work=Path(store), steps=arguments.steps) as served:
             ways = ports(served, clients)
@@ -246,7 +243,7 @@ def table(ways: dict[str, Way], rounds: int, requests: int, concurrency: int) ->
     turns: dict[str, list[Turn]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for place, (name, way) in enumerate(ways.items()):
-            turn = way(number * len(ways) + place, requests, concurrency)
+            turn = way(Pictures(1000 * concurrency + number, place, requests), concurrency)
             if number:  # the first warms up
                 turns[name].append(turn)
     print(f"\nconcurrency {concurrency}: {rounds} rounds of {requests} requests each way, taking turns; ", end="")
@@ -286,7 +283,7 @@ def steps(ways: dict[str, Way], served: Served, rounds: int) -> None:
     turns: dict[str, list[Turn]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for place, (name, way) in enumerate(ways.items()):
-            turn = way(number * len(ways) + place, requests, 1)
+            turn = way(Pictures(number, place, requests), 1)
             if number:
                 turns[name].append(turn)
     for name, own in turns.items():
