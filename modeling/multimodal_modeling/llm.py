@@ -14,7 +14,7 @@ from multimodal_modeling.kv import KvPool, KvShape
 from multimodal_modeling.pretrained import load_pretrained
 from multimodal_modeling.rows import NAME as ROWS
 from multimodal_modeling.rows import Rows
-from multimodal_modeling.threads import Threads
+from multimodal_modeling.threads import Threads, mean_elements
 from multimodal_recipes.recipe import LLM_DIR
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ class LanguageModel:
         if self._takes_rows:
             model.set_attn_implementation(ROWS)
             model.set_experts_implementation(ROWS)
-        matrices = [one.numel() for one in model.parameters() if one.dim() > 1 and one is not self._embedding.weight]
-        self._mean_elements = sum(matrices) // len(matrices)
-        """Of a matrix that positions are multiplied with."""
+        self._mean_elements = mean_elements(*(one for one in model.parameters() if one is not self._embedding.weight))
 
     @classmethod
     def load(cls, model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> LanguageModel:

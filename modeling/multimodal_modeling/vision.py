@@ -11,6 +11,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionModel
 
 from multimodal_modeling.pretrained import corrupt, load_pretrained
 from multimodal_modeling.projector import Projector
+from multimodal_modeling.threads import Threads, mean_elements
 from multimodal_modeling.video import arrange
 from multimodal_recipes.recipe import VISION_DIR, FeatureSelect
 
@@ -39,6 +40,7 @@ class MediaEncoder:
         self._tower = tower
         self._projector = projector
         self._recipe = recipe
+        self._mean_elements = mean_elements(*tower.parameters())
 
     @classmethod
     def load(cls, model_dir: Path, recipe: VisionRecipe, *, dtype: torch.dtype, device: torch.device) -> MediaEncoder:
@@ -62,7 +64,11 @@ class MediaEncoder:
             [items, tokens_per_image, hidden] in the encoder's dtype.
         """
         placed = pixels.to(device=self._tower.device, dtype=self._tower.dtype)
-        states = self._tower(pixel_values=placed, output_hidden_states=True).hidden_states
+        items, _, height, width = pixels.shape
+        patch = self._tower.config.patch_size
+        with Threads() as threads:
+            threads.share(elements=self._mean_elements, rows=items * (height // patch) * (width // patch))
+            states = self._tower(pixel_values=placed, output_hidden_states=True).hidden_states
         features = states[self._recipe.select_layer]
         if self._recipe.select_feature is FeatureSelect.PATCH:
             features = features[:, self._recipe.class_token_length :]
