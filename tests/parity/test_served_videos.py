@@ -34,7 +34,7 @@ pytestmark = pytest.mark.parity
 
 START_SECONDS = 100.0
 LIMITS = Limits(
-    max_input_len=400, max_output_len=32, max_batch_size=8, max_multimodal_len=320, vision_max_batch_size=16
+    max_input_len=408, max_output_len=32, max_batch_size=8, max_multimodal_len=320, vision_max_batch_size=16
 )
 LLM_TYPES = {Family.VIDEO_NEVA: LlmType.GPTNEXT, Family.LITA: LlmType.LLAMA, Family.VITA: LlmType.LLAMA}
 
