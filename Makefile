@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # The development environment lies in the cache, outside the tree; asked for only where a recipe uses it.
 VENV = $(shell $(PYTHON) locks path)
+# Tests start hundreds of processes: what Python has compiled once is kept, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## list the targets
