@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.base import Model
@@ -171,10 +169,7 @@ def _media(recipe: Recipe) -> dict[str, int | None]:
 
 
 def _first_prompt(plan: Plan) -> Prompt:
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, TOKENIZER_NAME)
-        path.write_bytes(plan.tokenizer.files[TOKENIZER_NAME])
-        return first_prompt(plan.recipe, Tokenizer(path, add_bos=plan.recipe.add_bos))
+    return first_prompt(plan.recipe, Tokenizer(plan.tokenizer.files[TOKENIZER_NAME], add_bos=plan.recipe.add_bos))
 
 
 def _memory(plan: Plan, dtype: Dtype, limits: Limits, num_gpus: int) -> Memory:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.overrides import MEDIA_SLOT
@@ -13,7 +11,6 @@ from multimodal_builder.templates import CONVERSATIONS, DEFAULT_TEXTS
 from multimodal_builder.tokenizer import PICTURE, SAMPLES, differs
 from multimodal_recipes.prompt import MediaSlot, Turn, render
 from multimodal_recipes.recipe import PromptTemplate
-from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
 
 if TYPE_CHECKING:
@@ -67,10 +64,7 @@ def _checked(loaded: LoadedTokenizer, family: Family, name: str, *, start_end: b
     Raises:
         ProductError: there is none.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, TOKENIZER_NAME)
-        path.write_bytes(loaded.data)
-        served = ServingTokenizer(path, add_bos=loaded.add_bos)
+    served = ServingTokenizer(loaded.data, add_bos=loaded.add_bos)
     plain, *others = (_template(loaded, family, name, behind, start_end=start_end) for behind in _BEHIND)
     problem = None
     for template in (plain, *others):

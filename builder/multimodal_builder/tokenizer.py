@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field, replace
 from itertools import count, zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from multimodal_api.overrides import MEDIA_SLOT
 from multimodal_builder.checkpoints.config import config_error
 from multimodal_recipes.prompt import MediaSlot, Medium, Turn, render
-from multimodal_recipes.tokenizer import TOKENIZER_NAME
 from multimodal_recipes.tokenizer import Tokenizer as ServingTokenizer
 
 if TYPE_CHECKING:
@@ -134,10 +131,7 @@ def check_prompts(serialised: bytes, original: Original, usage: Usage, served: P
     Raises:
         ProductError: a prompt has other ids, or other text.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, TOKENIZER_NAME)
-        path.write_bytes(serialised)
-        tokenizer = ServingTokenizer(path, add_bos=False)
+    tokenizer = ServingTokenizer(serialised, add_bos=False)
     patch, row = (usage.marks.patch, [original.piece_id(usage.marks.patch)]) if usage.marks else ("", [])
     shortest = 0
     for text in ("", *SAMPLES):

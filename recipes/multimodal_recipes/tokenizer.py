@@ -28,22 +28,24 @@ class Tokenizer:
     write it, and it never leaves this class as an id.
     """
 
-    def __init__(self, path: Path, *, add_bos: bool) -> None:
+    def __init__(self, source: Path | bytes, *, add_bos: bool) -> None:
         """Load.
 
         Args:
-            path: `tokenizer.json`.
+            source: `tokenizer.json`, or what will stand in it.
             add_bos: whether the beginning-of-sequence token stands in front of a prompt.
 
         Raises:
             ProductError: the file is missing or damaged.
         """
         try:
-            self._tokenizer = FastTokenizer.from_file(str(path))
+            self._tokenizer = (
+                FastTokenizer.from_buffer(source) if isinstance(source, bytes) else FastTokenizer.from_file(str(source))
+            )
         except Exception as error:  # tokenizers raises Exception itself, for a missing file as for a damaged one
             raise ProductError(
                 Reason.ENGINE_CORRUPT,
-                at=str(path),
+                at=TOKENIZER_NAME if isinstance(source, bytes) else str(source),
                 problem=f"no usable tokenizer: {error}",
                 remedy="delete the engine's folder; the operator builds it again",
             ) from error
