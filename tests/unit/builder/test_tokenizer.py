@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multimodal_api.errors import ProductError
@@ -112,15 +112,19 @@ def test_a_question_behind_a_sound_has_the_ids_of_training(options: dict[str, An
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Tokenizer, sentencepiece.SentencePieceProcessor, str]:
-    """A converted tokenizer, its original, and the space that the template carries for it."""
+    """A converted tokenizer, its original, and the space that the template carries for it.
+
+    Its conversation has no sequence marks, whose ids training replaces.
+    """
     data = train(**request.param)
     path = tmp_path_factory.mktemp("tokenizer") / TOKENIZER_NAME
-    path.write_bytes(convert(data).files[TOKENIZER_NAME])
+    path.write_bytes(convert(data, "nvgpt").files[TOKENIZER_NAME])
     reference = sentencepiece.SentencePieceProcessor(model_proto=data)
     return Tokenizer(path, add_bos=False), reference, " " if request.param is LLAMA else ""
 
 
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0\u2581"), max_size=40))
+@example(text="".join(SPECIALS))
 def test_any_text_has_sentencepieces_ids(
     pair: tuple[Tokenizer, sentencepiece.SentencePieceProcessor, str], text: str
 ) -> None:
