@@ -53,7 +53,7 @@ lint: venv ## format, lint, types, layers, and that generated files are current
 
 .PHONY: test-unit
 test-unit: venv ## the fast tests: no torch model, no Triton, no cluster (the chart needs Helm: make cluster-up once)
-	$(VENV)/bin/pytest --numprocesses auto -m "not (parity or triton or cluster or train or fuzz or soak)"
+	$(VENV)/bin/pytest --numprocesses auto tests/unit tests/faults
 
 # The images come first: they bring the cluster and with it Helm, which tests of the chart ask for.
 .PHONY: test

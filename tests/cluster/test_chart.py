@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from multimodal_api import labels
-from support.platform import apply, attempt, eventually, get, kubectl
+from support.platform import apply, attempt, eventually, get, kubectl, read
 from support.product import CHART, CHECKPOINT, RELEASE, Resource, published_images, restricted_pod
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def test_uninstalling_leaves_what_users_made(home: str) -> None:
     assert get("crd", CRD)["metadata"]["name"] == CRD
     after = kept.read()
     assert (after["metadata"]["uid"], after["spec"]) == (before["metadata"]["uid"], before["spec"])
-    assert {each["metadata"]["uid"] for each in kept.children("pvc")} == {
+    assert {each["metadata"]["uid"] for each in kept.children("persistentvolumeclaims")} == {
         each["metadata"]["uid"] for each in get("-n", home, "pvc")["items"]
     }
 
@@ -111,7 +111,11 @@ def test_the_operator_has_no_torch_and_runs_as_nobody(namespace: str) -> None:
     """What is promised of the image, asked of the image."""
     apply(restricted_pod(namespace, "look", ["/opt/operator/bin/python", "-c", LOOK]))
     over = {"Succeeded", "Failed"}
-    eventually(lambda: get("-n", namespace, "pod", "look")["status"]["phase"] in over, "the pod ends", seconds=120)
+    eventually(
+        lambda: read("v1", "pods", namespace=namespace, name="look")["status"]["phase"] in over,
+        "the pod ends",
+        seconds=120,
+    )
     said = kubectl("logs", "-n", namespace, "look")
     kubectl("delete", "pod", "-n", namespace, "look", "--wait=false")
     assert said.strip() == "well"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from multimodal_api import labels
-from support.platform import apply, attempt, eventually, get, kubectl
+from support.platform import apply, attempt, eventually, get, kubectl, read
 from support.product import CLAIM, Resource, claim
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -54,14 +54,16 @@ def test_from_creation_to_deletion(resource: Make, namespace: str) -> None:
     # Other sizes are: the old engine answers until the new one does.
     neva.edit(limits={"maxInputLen": 512})
     failures = []
-    deadline = time.monotonic() + 300
-    while neva.status.get("servingEngineKey") == first["engine"]["key"] or not neva.is_current():
-        assert time.monotonic() < deadline, neva.status
+
+    def has_moved() -> bool:
         if not neva.answers():
             failures.append(time.monotonic())
-        deployment = get("-n", namespace, "deploy", "neva")
+        deployment = read("apps/v1", "deployments", namespace=namespace, name="neva")
         if deployment["metadata"]["labels"][labels.LABEL_ENGINE_KEY] != first["engine"]["key"]:
             assert neva.condition("EngineBuilt")["status"] == "True", "pods changed before the engine was built"
+        return bool(neva.status["servingEngineKey"] != first["engine"]["key"])
+
+    eventually(has_moved, "the new engine serves", seconds=300)
     neva.until_ready()
     assert not failures
     assert neva.status["engine"]["key"] != first["engine"]["key"]
@@ -71,7 +73,7 @@ def test_from_creation_to_deletion(resource: Make, namespace: str) -> None:
     eventually(neva.answers, "the Service is back")
 
     neva.delete()
-    for kind in ("deploy", "svc", "sa", "job", "pvc"):
+    for kind in ("deployments", "services", "serviceaccounts", "jobs", "persistentvolumeclaims"):
         eventually(lambda kind=kind: not neva.children(kind), f"no {kind} is left")  # type: ignore[misc]
     assert get("-n", namespace, "pvc", CLAIM)["status"]["phase"] == "Bound"
 

@@ -71,7 +71,7 @@ def test_a_name_that_is_taken_is_left_alone(resource: Make, namespace: str) -> N
     assert "Service taken" in told["message"]
     assert get("-n", namespace, "svc", "taken")["spec"]["selector"] == {"app": "theirs"}
     kubectl("delete", "svc", "-n", namespace, "taken")
-    eventually(lambda: bool(neva.children("svc")), "our Service is there", seconds=60)
+    eventually(lambda: bool(neva.children("services")), "our Service is there", seconds=60)
 
 
 def test_a_job_that_is_somebody_elses_is_left_alone(resource: Make, namespace: str) -> None:
@@ -96,7 +96,7 @@ def test_a_quota_is_told(resource: Make, namespace: str) -> None:
         assert "exceeded quota: few" in told["message"]
     finally:
         kubectl("delete", "quota", "-n", namespace, "few")
-    eventually(lambda: bool(neva.children("svc")), "the Service is made", seconds=60)
+    eventually(lambda: bool(neva.children("services")), "the Service is made", seconds=60)
 
 
 def test_a_store_cannot_become_another(resource: Make) -> None:

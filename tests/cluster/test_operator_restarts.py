@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from support.platform import eventually, get, kubectl
+from support.platform import eventually, get, kubectl, read
 from support.product import RELEASE, Resource
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -23,8 +23,9 @@ def kill_operator(namespace: str) -> None:
 
 def scale_operator(namespace: str, replicas: int) -> None:
     kubectl("scale", "-n", namespace, f"deploy/{RELEASE}", f"--replicas={replicas}")
+    which = {"namespace": namespace, "name": RELEASE}
     eventually(
-        lambda: get("-n", namespace, "deploy", RELEASE)["status"].get("readyReplicas", 0) == replicas,
+        lambda: read("apps/v1", "deployments", **which)["status"].get("readyReplicas", 0) == replicas,
         f"{replicas} operators",
         seconds=90,
     )

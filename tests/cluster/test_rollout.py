@@ -18,7 +18,7 @@ from support.product import Resource, in_client
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 ASKED = 5
-"""Least answers of every client: each is asked some ten times a second where the machine is quiet."""
+"""Least answers of every client: each is asked some three times a second where the machine is quiet."""
 
 
 @contextmanager

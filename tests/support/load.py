@@ -23,7 +23,8 @@ from multimodal_api import wire
 from multimodal_api.families import Family
 from support import asking
 
-PAUSE_SECONDS: Final = 0.1
+PAUSE_SECONDS: Final = 0.3
+"""Enough to be asked all the time, little enough to leave the node to the pods that start."""
 FOREVER: Final = float("inf")
 STOP: Final = Path("/tmp/stop-asking")
 ENDED: Final = Path("/tmp/asked.json")

@@ -1,4 +1,8 @@
-"""What tests of the platform share: kubectl with a deadline, and an image pushed the way any image is."""
+"""What tests of the platform share: kubectl with a deadline, and an image pushed the way any image is.
+
+What a test asks again and again, until something holds, goes to the API server over one connection: a start of kubectl
+costs fifty times as much, and the machine is busy with what the test waits for.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,11 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
+from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from kubernetes import config, dynamic
+from kubernetes.dynamic.exceptions import DynamicApiError
 
 from multimodal_cluster.images import MANIFEST_TYPE, Composed, digest
 
@@ -34,6 +42,34 @@ def get(*arguments: str) -> dict[str, Any]:
     """Return an object as the API server has it."""
     found: dict[str, Any] = json.loads(kubectl("get", *arguments, "-o", "json"))
     return found
+
+
+def read(api_version: str, resource: str, **which: str) -> dict[str, Any]:
+    """Return an object, or a list, as the API server has it, without kubectl.
+
+    Args:
+        api_version: Group and version.
+        resource: Plural name.
+        **which: `namespace`, `name`, `label_selector`.
+    """
+    kind = _connection().resources.get(api_version=api_version, name=resource)
+    found: dict[str, Any] = json.loads(_connection().get(kind, serialize=False, **which).data)
+    return found
+
+
+def succeeds(path: str) -> bool:
+    """Whether the API server's answer about a path, of its own or of a pod behind it, is a good one."""
+    try:
+        _connection().request("get", path, serialize=False)
+    except DynamicApiError:
+        return False
+    return True
+
+
+@cache
+def _connection() -> dynamic.DynamicClient:
+    # Named, for the library has looked at the environment when it was imported.
+    return dynamic.DynamicClient(config.new_client_from_config(os.environ.get("KUBECONFIG")))
 
 
 def apply(*objects: dict[str, Any]) -> None:

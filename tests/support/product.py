@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal_api import labels
-from support.platform import apply, attempt, eventually, get, kubectl
+from support.platform import apply, attempt, eventually, kubectl, read, succeeds
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "multimodal-operator"
@@ -20,6 +20,9 @@ RELEASE = "multimodal-operator"
 CLAIM = "checkpoints"
 BUILD_SECONDS = 240
 """A build of the tiny model takes 15 s where nothing else runs; tests share the machine with much else."""
+
+API_VERSIONS = {"deployments": "apps/v1", "jobs": "batch/v1"}
+"""Of our objects that are not of the first group."""
 
 SMALL = {"resources": {"requests": {"cpu": "50m", "memory": "512Mi"}}}
 """Pods of many tests fit on a node of two cores, those that end beside those that start."""
@@ -159,7 +162,7 @@ class Resource:
 
     def read(self) -> dict[str, Any]:
         """Give it as stored."""
-        return get("-n", self.namespace, labels.SHORT_NAME, self.name)
+        return read(labels.API_VERSION, labels.PLURAL, namespace=self.namespace, name=self.name)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -169,21 +172,19 @@ class Resource:
 
     def condition(self, duty: str = "Ready") -> dict[str, Any]:
         """One condition, empty at first."""
-        return next((item for item in self.status.get("conditions", ()) if item["type"] == duty), {})
-
-    def is_current(self) -> bool:
-        """The status speaks of the specification as it is."""
-        found = self.read()
-        return bool(found.get("status", {}).get("observedGeneration") == found["metadata"]["generation"])
+        return _condition(self.status, duty)
 
     def until(self, duty: str, *, reason: str, status: str = "False", seconds: float = BUILD_SECONDS) -> dict[str, Any]:
         """Wait for a condition with a reason; fails with what is there instead."""
         found: dict[str, Any] = {}
 
         def holds() -> bool:
+            now = self.read()
+            known = now.get("status", {})
             found.clear()
-            found.update(self.condition(duty))
-            return self.is_current() and (found.get("status"), found.get("reason")) == (status, reason)
+            found.update(_condition(known, duty))
+            is_current = known.get("observedGeneration") == now["metadata"]["generation"]
+            return is_current and (found.get("status"), found.get("reason")) == (status, reason)
 
         try:
             eventually(holds, f"{duty} is {status} because of {reason}", seconds=seconds)
@@ -195,10 +196,13 @@ class Resource:
         """Wait until all is well."""
         return self.until("Ready", reason="AllIsWell", status="True", seconds=seconds)
 
-    def children(self, kind: str) -> list[dict[str, Any]]:
-        """List its objects of a kind."""
+    def children(self, resource: str) -> list[dict[str, Any]]:
+        """List its objects of a kind, by plural name."""
         selector = f"{labels.LABEL_MANAGED_BY}={labels.MANAGED_BY},{labels.LABEL_INSTANCE}={self.name}"
-        items: list[dict[str, Any]] = get("-n", self.namespace, kind, "-l", selector)["items"]
+        version = API_VERSIONS.get(resource, "v1")
+        items: list[dict[str, Any]] = read(version, resource, namespace=self.namespace, label_selector=selector)[
+            "items"
+        ]
         return items
 
     def pods(self, component: str) -> list[str]:
@@ -209,7 +213,11 @@ class Resource:
     def answers(self) -> bool:
         """Triton says through the Service that the model is ready."""
         path = f"/api/v1/namespaces/{self.namespace}/services/{self.name}:http/proxy/v2/models/{self.name}/ready"
-        return attempt("get", "--raw", path, seconds=10).returncode == 0
+        return succeeds(path)
+
+
+def _condition(status: dict[str, Any], duty: str) -> dict[str, Any]:
+    return next((item for item in status.get("conditions", ()) if item["type"] == duty), {})
 
 
 def dump(namespace: str) -> str:
