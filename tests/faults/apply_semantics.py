@@ -31,20 +31,22 @@ def keys_of(path: Path) -> tuple[str, ...] | None:
     return KEYS.get(name) if isinstance(name, str) else None
 
 
-def leaves(value: Any, path: Path = ()) -> dict[Path, Any]:
+def leaves(value: Any) -> dict[Path, Any]:
     """Flatten to leaf paths; items of keyed lists are addressed by a tuple of their keys."""
+    found: dict[Path, Any] = {}
+    _flatten(value, (), found)
+    return found
+
+
+def _flatten(value: Any, path: Path, found: dict[Path, Any]) -> None:
     if isinstance(value, dict) and value and not (path and path[-1] in ATOMIC):
-        found: dict[Path, Any] = {}
         for key, item in value.items():
-            found |= leaves(item, (*path, key))
-        return found
-    keys = keys_of(path)
-    if isinstance(value, list) and value and keys:
-        found = {}
+            _flatten(item, (*path, key), found)
+    elif isinstance(value, list) and value and (keys := keys_of(path)):
         for item in value:
-            found |= leaves(item, (*path, tuple(item.get(key) for key in keys)))
-        return found
-    return {path: value}
+            _flatten(item, (*path, tuple(item.get(key) for key in keys)), found)
+    else:
+        found[path] = value
 
 
 def read(obj: Any, path: Path) -> Any:

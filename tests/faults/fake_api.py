@@ -152,9 +152,10 @@ class FakeApi:
             self._validate(address, None, obj)
             return self._store(address, obj, "ADDED")
         wish = {"status": body["status"]} if subresource else {k: v for k, v in body.items() if k != "status"}
-        paths = leaves(_owned(wish))
+        paths, before = leaves(_owned(wish)), leaves(live)
+        changed = {path for path, value in paths.items() if before.get(path) != value}
         owners = self.owners[address]
-        self._check_conflicts(live, paths, owners, manager, force=query.get("force") == "true")
+        self._check_conflicts(changed, owners, manager, force=query.get("force") == "true")
         obj = merge(clone(live), _owned(wish))
         others = set().union(*(held for name, held in owners.items() if name != manager))
         gone = owners.get(manager, set()) - set(paths) - others
@@ -163,19 +164,19 @@ class FakeApi:
         self._validate(address, live, obj)
         for name, held in owners.items():
             if name != manager:
-                held -= {path for path in paths if read(live, path) != paths[path]}
+                held.difference_update(changed)
         owners[manager] = set(paths)
         return self._change(address, live, obj)
 
-    def _check_conflicts(
-        self, live: Json, paths: dict[Path, Any], owners: dict[str, set[Path]], manager: str, *, force: bool
-    ) -> None:
+    def _check_conflicts(self, changed: set[Path], owners: dict[str, set[Path]], manager: str, *, force: bool) -> None:
         if force:
             return
         for name, held in owners.items():
-            clash = [path for path in paths if path in held and read(live, path) != paths[path]]
+            clash = changed & held
             if name != manager and clash:
-                raise RefusedError(409, "Conflict", f"Apply failed with conflicts with {name}: {clash[:3]}")
+                raise RefusedError(
+                    409, "Conflict", f"Apply failed with conflicts with {name}: {sorted(clash, key=str)[:3]}"
+                )
 
     def _merge(self, address: Address, body: Json, query: dict[str, str], subresource: str) -> Json:
         live = self._found(address)
@@ -187,7 +188,8 @@ class FakeApi:
         obj = merge_patch(live, wish)
         self._validate(address, live, obj)
         manager = f"{query.get('fieldManager', 'unknown')}/Update"
-        changed = {path for path, value in leaves(_owned(obj)).items() if read(live, path) != value}
+        before = leaves(live)
+        changed = {path for path, value in leaves(_owned(obj)).items() if before.get(path) != value}
         for held in self.owners[address].values():
             held.difference_update(changed)
         self.owners[address].setdefault(manager, set()).update(changed)

@@ -25,13 +25,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from multimodal_api.engine import MANIFEST_NAME, MODEL_DIR, Manifest
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_client import Client
+from multimodal_recipes.recipe import RECIPE_NAME, Recipe
 from multimodal_server import memory
 from multimodal_server.keeper import MENDS
 from multimodal_server.triton import MAX_QUEUED
 from support.tiny_engine import build_inputs, write_manifest
+from support.tiny_model import PADDED_VOCAB
 from tests.triton.conftest import END_SECONDS, Server, picture, ready
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]
@@ -42,7 +45,7 @@ MEMORY = 128 * 2**20
 
 
 class Asking(threading.Thread):
-    """One long question, asked from another thread."""
+    """One question, asked from another thread; its answer is long where the engine is endless."""
 
     def __init__(self, server: Server, seed: int, *, stream: bool = False) -> None:
         super().__init__(daemon=True)
@@ -52,15 +55,34 @@ class Asking(threading.Thread):
 
     def run(self) -> None:
         try:
-            # A random model's greedy answer could end at once; a hot one goes on.
-            hot: dict[str, Any] = {"max_output_len": 200, "top_k": 0, "top_p": 1.0, "temperature": 5.0}
             if self._stream:
                 streaming = Client(self._server.grpc, "tiny", timeout=END_SECONDS)
-                self.answer = "".join(streaming.stream(TEXT, picture(self._seed), **hot))
+                self.answer = "".join(streaming.stream(TEXT, picture(self._seed), max_output_len=200))
             else:
-                self.answer = self._server.client.query(TEXT, picture(self._seed), **hot)[0]
+                self.answer = self._server.client.query(TEXT, picture(self._seed), max_output_len=200)[0]
         except ProductError as error:
             self.error = error
+
+
+@pytest.fixture(name="endless", scope="module")
+def _endless(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine that answers on and on: no token that it can choose is an end."""
+    return changed(engine, tmp_path_factory.mktemp("endless"), without_ends)
+
+
+def changed(engine: Path, folder: Path, change: Callable[[Path], None]) -> Path:
+    copy = folder / "engine"
+    shutil.copytree(engine, copy)
+    change(copy)
+    return copy
+
+
+def without_ends(copy: Path) -> None:
+    path = copy / MODEL_DIR / RECIPE_NAME
+    ends = {"eos_token_ids": (PADDED_VOCAB - 1,), "stop_strings": ()}
+    recipe = Recipe.model_validate_json(path.read_bytes()).model_copy(update=ends)
+    path.write_text(recipe.model_dump_json(by_alias=True))
+    write_manifest(copy, Manifest.model_validate_json((copy / MANIFEST_NAME).read_bytes()).inputs)
 
 
 def wait_until_all_run(server: Server, threads: list[Asking]) -> None:
@@ -91,8 +113,8 @@ def health(server: Server) -> int:
     return status
 
 
-def test_a_stop_finishes_what_was_accepted_and_exits_0(start: Callable[[Path], Server], engine: Path) -> None:
-    server = ready(start(engine))
+def test_a_stop_finishes_what_was_accepted_and_exits_0(start: Callable[[Path], Server], endless: Path) -> None:
+    server = ready(start(endless))
     threads = [Asking(server, seed) for seed in range(4)]  # two run, the others wait in Triton
     threads.append(Asking(server, 4, stream=True))  # in the worker
     wait_until_all_run(server, threads[:2])
@@ -117,8 +139,8 @@ def test_a_stop_finishes_what_was_accepted_and_exits_0(start: Callable[[Path], S
     assert '"message": "stopped"' in server.log
 
 
-def test_a_full_queue_refuses_at_once_and_answers_the_rest(start: Callable[[Path], Server], engine: Path) -> None:
-    server = ready(start(engine))
+def test_a_full_queue_refuses_at_once_and_answers_the_rest(start: Callable[[Path], Server], endless: Path) -> None:
+    server = ready(start(endless))
     wait_until_all_run(server, [Asking(server, seed) for seed in range(2)])
 
     def ask(_: int) -> str:
@@ -140,8 +162,8 @@ def test_a_full_queue_refuses_at_once_and_answers_the_rest(start: Callable[[Path
     assert all("503" in end and "maximum queue size" in end for end in refused), refused[0]
 
 
-def test_the_worker_s_death_is_the_server_s(start: Callable[[Path], Server], engine: Path) -> None:
-    server = ready(start(engine))
+def test_the_worker_s_death_is_the_server_s(start: Callable[[Path], Server], endless: Path) -> None:
+    server = ready(start(endless))
     threads = [Asking(server, seed) for seed in range(2)]
     wait_until_all_run(server, threads)
     os.kill(server.worker(), signal.SIGKILL)
@@ -230,13 +252,6 @@ def test_a_stop_while_the_engine_loads_exits_0(start: Callable[[Path], Server], 
     assert server.process.wait(END_SECONDS) == 0
 
 
-def damaged(engine: Path, tmp_path: Path, change: Callable[[Path], None]) -> Path:
-    copy = tmp_path / "engine"
-    shutil.copytree(engine, copy)
-    change(copy)
-    return copy
-
-
 def without_weights(copy: Path) -> None:
     """The manifest is right, the weights of one tensor are not those of the model."""
     path = copy / "model/projector/model.safetensors"
@@ -262,7 +277,7 @@ def test_an_engine_that_cannot_be_served_ends_the_server_with_the_reason(
     reason: Reason,
     words: list[str],
 ) -> None:
-    server = start(damaged(engine, tmp_path, change))
+    server = start(changed(engine, tmp_path, change))
     assert server.process.wait(END_SECONDS) == 1
     failure = json.loads(server.last_words)
     assert failure["reason"] == reason
