@@ -11,10 +11,15 @@ from multimodal_api.reasons import Reason
 from multimodal_api.resource import Spec
 from multimodal_api.rules import RULES
 from multimodal_api.status import Status
+from multimodal_api.worker_protocol import Stats
 from multimodal_builder.mappings.architectures import ARCHITECTURES
+from multimodal_operator.metrics import REGISTRY
+from multimodal_server.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from prometheus_client import CollectorRegistry
 
 REFERENCE: Final = Path(__file__).with_name("reference")
 LANGUAGE_MODELS: Final = """\
@@ -32,6 +37,7 @@ def main() -> int:
         "resource.md": resource_page(),
         "reasons.md": reasons_page(),
         "language-models.md": language_models_page(),
+        "metrics.md": metrics_page(),
     }
     for name, text in pages.items():
         page = REFERENCE / name
@@ -90,6 +96,33 @@ def language_models_page() -> str:
         lines += [f"\n## `{name}`\n", "| key | needs |", "|---|---|"]
         lines += [f"| `{requirement.key}` | {requirement.needs} |" for requirement in architecture.requirements]
     return "\n".join(lines) + "\n"
+
+
+def metrics_page() -> str:
+    """Describe the series of the server and of the operator."""
+    server = Metrics()
+    idle = dict.fromkeys(Stats.model_fields.keys() - {"type"}, 0)
+    server.watch_worker(lambda _: Stats(**idle))
+    lines = [
+        NOTE,
+        "# Metrics\n",
+        "## Server\n",
+        "Port `metrics` of the Service, path `/metrics`; Triton's own series (`nv_…`) follow on the same page.\n",
+        *_series(server.registry),
+        "\n## Operator\n",
+        "Port `metrics` of the operator's Service, path `/metrics`.\n",
+        *_series(REGISTRY),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _series(registry: CollectorRegistry) -> list[str]:
+    rows = {
+        f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} | {family.documentation} |"
+        for family in registry.collect()
+        if family.name.startswith("multimodal")
+    }
+    return ["| series | type | what it says |", "|---|---|---|", *sorted(rows)]
 
 
 def _table(schema: dict[str, Any], prefix: str) -> list[str]:

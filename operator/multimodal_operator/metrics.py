@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 REGISTRY: Final = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
-RECONCILES: Final = Counter("multimodal_operator_reconciles", "Finished reconciles.", ("outcome",), registry=REGISTRY)
+RECONCILES: Final = Counter(
+    "multimodal_operator_reconciles", "Finished reconciles, by outcome.", ("outcome",), registry=REGISTRY
+)
 RECONCILE_SECONDS: Final = Histogram(
     "multimodal_operator_reconcile_seconds",
     "Time of one reconcile.",
@@ -32,17 +34,23 @@ QUEUE_SECONDS: Final = Histogram(
     registry=REGISTRY,
 )
 API_CALLS: Final = Counter(
-    "multimodal_operator_api_calls", "Calls to the API server.", ("verb", "kind", "code"), registry=REGISTRY
+    "multimodal_operator_api_calls",
+    "Calls to the API server, by verb, kind and status code.",
+    ("verb", "kind", "code"),
+    registry=REGISTRY,
 )
 WRITES: Final = Counter(
-    "multimodal_operator_writes", "Changes that were written.", ("action", "kind"), registry=REGISTRY
+    "multimodal_operator_writes",
+    "Changes that were written, by action and kind.",
+    ("action", "kind"),
+    registry=REGISTRY,
 )
 RESOURCES: Final = Gauge(
     "multimodal_operator_resources", "Resources by phase and reason.", ("phase", "reason"), registry=REGISTRY
 )
 BUILD_SECONDS: Final = Histogram(
     "multimodal_operator_build_seconds",
-    "Time of finished build Jobs.",
+    "Time of finished build Jobs, by outcome.",
     ("outcome",),
     buckets=(3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000),
     registry=REGISTRY,

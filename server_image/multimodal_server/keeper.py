@@ -49,6 +49,7 @@ class Keeper:
         triton: Triton,
         publish: Callable[[], None],
         tell: Callable[[Published | Unpublished], None],
+        count: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare.
@@ -57,11 +58,13 @@ class Keeper:
             triton: what is kept.
             publish: offers the model to it; returns when it is ready.
             tell: is told how that ended, from another thread.
+            count: is called when Triton is started again.
             clock: gives seconds.
         """
         self._triton = triton
         self._publish = publish
         self._tell = tell
+        self._count = count
         self._clock = clock
         self._mended: deque[float] = deque(maxlen=MENDS)
         self._published = threading.Event()
@@ -93,6 +96,7 @@ class Keeper:
             return failure
         self._mended.append(now)
         LOG.warning("Triton is started again: %s", failure, extra={FIELDS: {"reason": failure.reason}})
+        self._count()
         self._triton.forget()
         try:
             self.start()

@@ -146,7 +146,7 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
         inputs=engine.inputs,
         concurrency=engine.limits.max_batch_size,
     )
-    keeper = Keeper(triton, publish, events.put)
+    keeper = Keeper(triton, publish, events.put, metrics.triton_restarts.inc)
     keeper.start()
     clock.note("triton")
     end: _Event = _wait_for(Ready, events, keeper)

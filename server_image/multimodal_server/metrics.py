@@ -41,7 +41,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            f"{PREFIX}_requests", "Requests, by how they ended", ["outcome"], registry=self.registry
+            f"{PREFIX}_requests",
+            "Requests, by how they ended: `Answered`, or a reason",
+            ["outcome"],
+            registry=self.registry,
         )
         self._seconds = self._histogram("request", "From a request's arrival to its last token")
         self.queue = self._histogram("queue", "Waiting for a place among the running requests")
@@ -51,6 +54,7 @@ class Metrics:
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, media included")
         self.media_tokens = self._counter("media_tokens", "Tokens of prompts that media took")
         self.generated_tokens = self._counter("generated_tokens", "Tokens of answers")
+        self.triton_restarts = self._counter("triton_restarts", "Starts of Triton beside the engine after it had ended")
 
     @contextmanager
     def request(self) -> Iterator[Outcome]:

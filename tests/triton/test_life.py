@@ -235,6 +235,7 @@ def test_triton_is_started_again_beside_the_engine_a_few_times(start: Callable[[
         )
         assert server.worker() == worker
     assert server.log.count("Triton is started again") == MENDS
+    wait_until(server, "multimodal_triton_restarts_total", MENDS)
     assert server.memory() < before_all + MEMORY
     left = list(Path(tempfile.gettempdir(), f"multimodal-triton-{server.process.pid}").iterdir())
     assert len(left) == 1, "of those that ended nothing is left"

@@ -51,11 +51,17 @@ class Bench:
     told: queue.SimpleQueue[Published | Unpublished] = field(default_factory=queue.SimpleQueue)
     now: float = 1000.0
     publishes: int = 0
+    counted: int = 0
     refusal: str | None = None
     keeper: Keeper = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keeper = Keeper(cast("Triton", self.triton), self.publish, self.told.put, clock=lambda: self.now)
+        self.keeper = Keeper(
+            cast("Triton", self.triton), self.publish, self.told.put, self.count, clock=lambda: self.now
+        )
+
+    def count(self) -> None:
+        self.counted += 1
 
     def publish(self) -> None:
         self.publishes += 1
@@ -85,6 +91,7 @@ def test_the_model_is_offered_again_to_the_triton_that_takes_the_place_of_one_th
     assert bench.told.get(timeout=WAIT_SECONDS) == Published()
     assert bench.triton.done == ["start", "forget", "start"]
     assert bench.publishes == 2
+    assert bench.counted == 1
     assert bench.keeper.check() is None
 
 
