@@ -7,11 +7,14 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from multimodal_server.later import Later
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +43,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.later = Later()
+        """Counts, and whatever else is written down of a request."""
         self._requests = Counter(
             f"{PREFIX}_requests",
             "Requests, by how they ended: `Answered`, or a reason",
@@ -64,12 +69,20 @@ class Metrics:
         try:
             yield outcome
         finally:
-            self._seconds.observe(time.monotonic() - begun)
-            self._requests.labels("Answered" if outcome.reason is None else outcome.reason).inc()
+            self.later.do(partial(self._count, time.monotonic() - begun, outcome.reason or "Answered"))
+
+    def page(self) -> bytes:
+        """Give all series, with every request counted that has ended before."""
+        self.later.settle()
+        return generate_latest(self.registry)
 
     def watch_worker(self, ask: Callable[[float], Stats | None]) -> None:
         """Add what the worker counts, asked at every scrape."""
         self.registry.register(_WorkerCollector(ask))
+
+    def _count(self, seconds: float, outcome: str) -> None:
+        self._seconds.observe(seconds)
+        self._requests.labels(outcome).inc()
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(f"{PREFIX}_{name}_seconds", text, buckets=_SECONDS, registry=self.registry)
@@ -134,10 +147,11 @@ class MetricsServer:
 
     def page(self) -> bytes:
         """Give our series, then Triton's when it answers."""
-        return generate_latest(self._metrics.registry) + self._triton_page()
+        return self._metrics.page() + self._triton_page()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Have all written down, and stop listening."""
+        self._metrics.later.settle()
         self._server.shutdown()
         self._server.server_close()
 

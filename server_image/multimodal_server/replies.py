@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.logs import FIELDS
@@ -13,7 +15,7 @@ from multimodal_recipes.time_tokens import TimeStream
 from multimodal_recipes.tokenizer import TextStream
 
 if TYPE_CHECKING:
-    from multimodal_api.worker_protocol import Generate, Sampling, Tokens
+    from multimodal_api.worker_protocol import Generate, Sampling, Timing, Tokens
     from multimodal_server.engine import ServedEngine
     from multimodal_server.metrics import Metrics
     from multimodal_server.questions import Prepared
@@ -71,17 +73,16 @@ class Reply:
         self._blank: str | None = None
         """Blanks held back, since they may be the last; None before the first word."""
         self._begun = time.monotonic()
-        self._first: float | None = None
-        """Seconds to the first token."""
-        self._last = 0.0
-        """To the last one."""
+        self._moments: list[float] = []
+        """Seconds to each token."""
+        self._timing: Timing | None = None
+        """The worker's, of an answer that it ended."""
 
     def feed(self, event: Tokens | Done) -> Piece:
         """Take the next event."""
         if not isinstance(event, Done):
             return self._add(event)
-        self._metrics.queue.observe(event.timing.queue)
-        self._metrics.encode.observe(event.timing.encode)
+        self._timing = event.timing
         rest = Piece("") if event.rest is None else self._add(event.rest)
         if self.finish is not None:  # by a text in the rest
             return rest
@@ -89,7 +90,7 @@ class Reply:
         return replace(rest, text=rest.text + self._told(self._text.finish(), whole=True))
 
     def _add(self, event: Tokens) -> Piece:
-        self._time(event.seconds)
+        self._moments += event.seconds
         self.tokens += len(event.token_ids)
         text = self._text.push(event.token_ids)
         if self._text.stopped:
@@ -98,8 +99,17 @@ class Reply:
 
     def close(self) -> None:
         """Write it down, however it ended."""
-        if self._first is not None:
-            self._metrics.first_token.observe(self._first)
+        self._metrics.later.do(partial(self._write_down, time.monotonic() - self._begun))
+
+    def _write_down(self, seconds: float) -> None:
+        if self._timing is not None:
+            self._metrics.queue.observe(self._timing.queue)
+            self._metrics.encode.observe(self._timing.encode)
+        first = self._moments[0] if self._moments else None
+        if first is not None:
+            self._metrics.first_token.observe(first)
+        for before, after in pairwise(self._moments):
+            self._metrics.inter_token.observe(after - before)
         self._metrics.generated_tokens.inc(self.tokens)
         LOG.info(
             "request answered",
@@ -110,19 +120,11 @@ class Reply:
                     "media_tokens": self._media_tokens,
                     "generated_tokens": self.tokens,
                     "finish": self.finish or FinishReason.CANCELLED,
-                    "first_token_seconds": round(self._first, 4) if self._first is not None else None,
-                    "seconds": round(time.monotonic() - self._begun, 4),
+                    "first_token_seconds": round(first, 4) if first is not None else None,
+                    "seconds": round(seconds, 4),
                 }
             },
         )
-
-    def _time(self, seconds: tuple[float, ...]) -> None:
-        for moment in seconds:
-            if self._first is None:
-                self._first = moment
-            else:
-                self._metrics.inter_token.observe(moment - self._last)
-            self._last = moment
 
     def _told(self, text: str, *, whole: bool) -> str:
         """Give what is told of the next text: moments in seconds, no blanks around the answer."""

@@ -77,6 +77,7 @@ def number(value: float, kind: type = np.int64) -> NDArray[Any]:
 
 
 def count(metrics: Metrics, name: str, **labels: str) -> float:
+    metrics.later.settle()
     return metrics.registry.get_sample_value(name, labels) or 0
 
 

@@ -1,0 +1,43 @@
+"""What no client need wait for: it is done behind the answers."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOG: Final = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 1024
+"""Beyond it whoever gives more waits: a log that nobody reads does not fill the memory."""
+
+
+class Later:
+    """Does work in a thread of its own, in the order in which it was given. Nothing is lost before `settle`."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        self._waiting: queue.Queue[Callable[[], None]] = queue.Queue(MAX_WAITING)
+        threading.Thread(target=self._run, name="later", daemon=True).start()
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do it soon."""
+        self._waiting.put(work)
+
+    def settle(self) -> None:
+        """Wait until all is done that was given before."""
+        done = threading.Event()
+        self.do(done.set)
+        done.wait()
+
+    def _run(self) -> None:
+        while True:
+            work = self._waiting.get()
+            try:
+                work()
+            except Exception:
+                LOG.exception("what was to be done behind an answer failed")
