@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, closing, contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.errors import ProductError
@@ -16,7 +15,7 @@ from multimodal_recipes import first_question
 from multimodal_server.limits import NAMES, read_question
 from multimodal_server.questions import Question, Said, prepare
 from multimodal_server.replies import Reply
-from multimodal_server.streams import merged
+from multimodal_server.streams import asking
 from multimodal_server.worker_client import TOKEN_SECONDS
 
 if TYPE_CHECKING:
@@ -75,14 +74,12 @@ class Responder:
             ProductError: refused, or failed; nothing else is ever raised.
         """
         with self.handling():
-            prepared = await asyncio.to_thread(
-                lambda: self.prepare(read_question(tensors, self.engine.limits, self.engine.recipe))
-            )
-            replies = [self.reply(prepared, sampling) for sampling in self.samplings(prepared.question)]
-            copies = prepared.question.copies
             given = False
-            async with aclosing(merged(self.worker, prepared, replies)) as pieces:
-                async for number, piece in pieces:
+            async with asking(
+                self, lambda: self.prepare(read_question(tensors, self.engine.limits, self.engine.recipe))
+            ) as answers:
+                replies, copies = answers.replies, answers.prepared.question.copies
+                async for number, piece in answers.pieces():
                     if piece.text:
                         given = True
                         yield [piece.text if len(replies) == 1 or number == row else "" for row in range(copies)]

@@ -7,8 +7,8 @@ import json
 import logging
 import threading
 import time
-from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -39,16 +39,16 @@ from multimodal_server.openai_schema import (
     Version,
     openapi,
 )
-from multimodal_server.streams import merged
+from multimodal_server.streams import asking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
-    from multimodal_api.worker_protocol import Sampling
     from multimodal_server.answers import Responder
     from multimodal_server.questions import Prepared
     from multimodal_server.replies import Piece, Reply
+    from multimodal_server.streams import Answers
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -193,11 +193,12 @@ class OpenAiPort:
         try:
             with self._responder.handling():
                 media = await request.app[_FETCHER].fetch(media_addresses(asked, self._responder.engine.recipe))
-                prepared = await asyncio.to_thread(self._prepare, asked, media)
                 head = {"id": f"chatcmpl-{time.time_ns():x}", "created": int(time.time()), "model": self._model}
-                if asked.stream:
-                    return await self._stream(request, asked, prepared, head)
-                return await self._answer(prepared, head)
+                prepare = partial(self._prepare, asked, media)
+                async with asking(self._responder, prepare, stream=bool(asked.stream)) as answers:
+                    if asked.stream:
+                        return await self._stream(request, asked, answers, head)
+                    return await self._answer(answers, head)
         finally:
             self._running -= 1
 
@@ -205,14 +206,13 @@ class OpenAiPort:
         engine = self._responder.engine
         return self._responder.prepare(read_chat(asked, engine.limits, engine.recipe, media))
 
-    async def _answer(self, prepared: Prepared, head: dict[str, Any]) -> web.Response:
+    async def _answer(self, answers: Answers, head: dict[str, Any]) -> web.Response:
         """Answer at once, when all is there."""
-        computed = [_Collected(self._responder.reply(prepared, one, stream=False)) for one in self._samplings(prepared)]
-        async with aclosing(merged(self._responder.worker, prepared, [one.reply for one in computed])) as pieces:
-            async for number, piece in pieces:
-                computed[number].pieces.append(piece)
+        computed = [_Collected(reply) for reply in answers.replies]
+        async for number, piece in answers.pieces():
+            computed[number].pieces.append(piece)
         choices = []
-        for index in range(prepared.question.copies):
+        for index in range(answers.prepared.question.copies):
             one = computed[index % len(computed)]
             choices.append(
                 Choice(
@@ -222,16 +222,16 @@ class OpenAiPort:
                     logprobs=logprobs(one.pieces, self._responder.engine.tokenizer),
                 )
             )
-        usage = _usage(prepared, [one.reply for one in computed])
+        usage = _usage(answers)
         return _json(Completion(**head, choices=choices, usage=usage))
 
     async def _stream(
-        self, request: web.Request, asked: ChatRequest, prepared: Prepared, head: dict[str, Any]
+        self, request: web.Request, asked: ChatRequest, answers: Answers, head: dict[str, Any]
     ) -> web.StreamResponse:
         """Answer as it comes."""
         tokenizer = self._responder.engine.tokenizer
-        replies = [self._responder.reply(prepared, one) for one in self._samplings(prepared)]
-        copies = prepared.question.copies
+        replies = answers.replies
+        copies = answers.prepared.question.copies
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
 
         async def send(**fields: Any) -> None:  # noqa: ANN401 -- of a chunk
@@ -242,23 +242,22 @@ class OpenAiPort:
             await _event(response, Chunk(**head, **fields))
 
         try:
-            async with aclosing(merged(self._responder.worker, prepared, replies)) as pieces:
-                async for number, piece in pieces:
-                    finish = replies[number].finish
-                    scored = logprobs([piece], tokenizer)
-                    if piece.text or scored or finish is not None:
-                        choices = [
-                            ChunkChoice(
-                                index=index,
-                                delta=Delta(content=piece.text),
-                                finish_reason=None if finish is None else finish_reason(finish),
-                                logprobs=scored,
-                            )
-                            for index in (range(copies) if len(replies) == 1 else (number,))
-                        ]
-                        await send(choices=choices)
+            async for number, piece in answers.pieces():
+                finish = replies[number].finish
+                scored = logprobs([piece], tokenizer)
+                if piece.text or scored or finish is not None:
+                    choices = [
+                        ChunkChoice(
+                            index=index,
+                            delta=Delta(content=piece.text),
+                            finish_reason=None if finish is None else finish_reason(finish),
+                            logprobs=scored,
+                        )
+                        for index in (range(copies) if len(replies) == 1 else (number,))
+                    ]
+                    await send(choices=choices)
             if asked.stream_options is not None and asked.stream_options.include_usage:
-                await send(choices=[], usage=_usage(prepared, replies))
+                await send(choices=[], usage=_usage(answers))
         except ProductError as error:
             if not response.prepared:
                 raise
@@ -267,9 +266,6 @@ class OpenAiPort:
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
-
-    def _samplings(self, prepared: Prepared) -> list[Sampling]:
-        return self._responder.samplings(prepared.question)
 
     def _check_model(self, name: str) -> None:
         if name != self._model:
@@ -295,9 +291,9 @@ def _read(body: bytes) -> ChatRequest:
         ) from None
 
 
-def _usage(prepared: Prepared, replies: list[Reply]) -> Usage:
-    prompt, answers = len(prepared.prompt.ids), sum(reply.tokens for reply in replies)
-    return Usage(prompt_tokens=prompt, completion_tokens=answers, total_tokens=prompt + answers)
+def _usage(answers: Answers) -> Usage:
+    prompt, told = len(answers.prepared.prompt.ids), sum(reply.tokens for reply in answers.replies)
+    return Usage(prompt_tokens=prompt, completion_tokens=told, total_tokens=prompt + told)
 
 
 @web.middleware

@@ -3,88 +3,105 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
 
-from multimodal_api.errors import ProductError
 from multimodal_api.worker_protocol import Done
 from multimodal_server.worker_client import TOKEN_SECONDS, checked, silent
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
+    from multimodal_api.errors import Failure
+    from multimodal_server.answers import Responder
     from multimodal_server.questions import Prepared
     from multimodal_server.replies import Piece, Reply
-    from multimodal_server.worker_client import WorkerClient
+    from multimodal_server.worker_client import Event
 
 
-async def merged(
-    worker: WorkerClient, prepared: Prepared, replies: Sequence[Reply]
-) -> AsyncGenerator[tuple[int, Piece], None]:
-    """Give the pieces of several answers to one question as they come; leaving before the end cancels them.
+class Answers:
+    """All answers to one question, which have begun."""
+
+    def __init__(self, responder: Responder, prepare: Callable[[], Prepared], *, stream: bool) -> None:
+        """Take the question; `begin` asks it."""
+        self._responder = responder
+        self._prepare = prepare
+        self._stream = stream
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[Reply, Event | Failure]] = asyncio.Queue()
+        self._running: dict[Reply, int] = {}
+        """With the number of each."""
+        self.prepared: Prepared
+        self.replies: list[Reply]
+
+    def begin(self) -> None:
+        """Ask; not for the loop's thread, since pictures are decoded, and the worker may be slow to take the pixels."""
+        self.prepared = self._prepare()
+        samplings = self._responder.samplings(self.prepared.question)
+        self.replies = [self._responder.reply(self.prepared, each, stream=self._stream) for each in samplings]
+        for number, reply in enumerate(self.replies):
+            self._running[reply] = number
+            self._responder.worker.begin(reply.request, self.prepared.buffers, partial(self._hear, reply))
+
+    async def pieces(self) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Give what comes.
+
+        Yields:
+            The number of an answer, and what is new of it.
+
+        Raises:
+            ProductError: the worker refuses or fails, or says nothing for too long.
+        """
+        while self._running:
+            try:
+                # Not asyncio.wait_for: Python 3.11's loses a cancellation that comes together with an event.
+                async with asyncio.timeout(TOKEN_SECONDS):
+                    reply, event = await self._events.get()
+            except TimeoutError:
+                raise silent(TOKEN_SECONDS) from None
+            if (number := self._running.get(reply)) is None:  # a text has ended it
+                continue
+            piece = reply.feed(checked(event))
+            if reply.finish is not None:
+                self._end(reply, cancel=not isinstance(event, Done))
+            yield number, piece
+
+    def end(self) -> None:
+        """Cancel what has not ended."""
+        for reply in list(self._running):
+            self._end(reply, cancel=True)
+
+    def _end(self, reply: Reply, *, cancel: bool) -> None:
+        del self._running[reply]
+        self._responder.worker.end(reply.request.request_id, cancel=cancel)
+        reply.close()
+
+    def _hear(self, reply: Reply, event: Event | Failure) -> None:
+        self._loop.call_soon_threadsafe(self._events.put_nowait, (reply, event))
+
+
+@asynccontextmanager
+async def asking(
+    responder: Responder, prepare: Callable[[], Prepared], *, stream: bool = True
+) -> AsyncIterator[Answers]:
+    """Ask a question; what has not been answered at the end of the context is cancelled.
 
     Args:
-        worker: answers.
-        prepared: the question.
-        replies: the answers, which have not begun.
-
-    Yields:
-        The number of an answer, and what is new of it.
+        responder: answers.
+        prepare: makes the question ready, in a thread.
+        stream: whether answers are wanted as they come.
 
     Raises:
-        ProductError: the worker refuses or fails.
+        ProductError: the question is refused, or the worker has ended.
     """
-    found: asyncio.Queue[tuple[int, Piece] | ProductError | None] = asyncio.Queue()
-
-    async def follow(number: int, reply: Reply) -> None:
-        try:
-            async with aclosing(_pieces(worker, prepared, reply)) as pieces:
-                async for piece in pieces:
-                    found.put_nowait((number, piece))
-            found.put_nowait(None)
-        except ProductError as error:
-            found.put_nowait(error)
-
-    tasks = [asyncio.create_task(follow(number, reply)) for number, reply in enumerate(replies)]
+    answers = Answers(responder, prepare, stream=stream)
+    begun = asyncio.create_task(asyncio.to_thread(answers.begin))
     try:
-        left = len(tasks)
-        while left:
-            event = await found.get()
-            if isinstance(event, ProductError):
-                raise event
-            if event is None:
-                left -= 1
-            else:
-                yield event
+        await asyncio.shield(begun)
+        yield answers
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _pieces(worker: WorkerClient, prepared: Prepared, reply: Reply) -> AsyncGenerator[Piece, None]:
-    """Give one answer as it comes; leaving before its end cancels it."""
-    loop = asyncio.get_running_loop()
-    events: asyncio.Queue[Any] = asyncio.Queue()
-    done = False
-
-    def tell(event: object) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
-
-    # In a thread: the worker may be slow to take the pixels.
-    begin = asyncio.create_task(asyncio.to_thread(worker.begin, reply.request, prepared.buffers, tell))
-    with closing(reply):
-        try:
-            await asyncio.shield(begin)
-            while reply.finish is None:
-                try:
-                    # Not asyncio.wait_for: Python 3.11's loses a cancellation that comes together with an event.
-                    async with asyncio.timeout(TOKEN_SECONDS):
-                        event = checked(await events.get())
-                except TimeoutError:
-                    raise silent(TOKEN_SECONDS) from None
-                done = isinstance(event, Done)
-                yield reply.feed(event)
-        finally:
-            await asyncio.wait([begin])
-            worker.end(reply.request.request_id, cancel=not done)
+        if not begun.done():  # the client went away meanwhile
+            await asyncio.wait([begun])
+            begun.exception()  # nobody else asks for it any more
+        answers.end()
