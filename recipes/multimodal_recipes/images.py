@@ -136,7 +136,8 @@ def preprocess(frames: NDArray[np.uint8], how: ImagePreprocessing, *, at: str) -
     for index, frame in enumerate(frames):
         square = _square(frame, how, at=at)
         for channel in range(_CHANNELS):
-            np.take(table[channel], square[:, :, channel], out=pixels[index, channel])
+            # Every level has its place: with the mode that looks for those that have none, numpy copies what it gives.
+            np.take(table[channel], square[:, :, channel], out=pixels[index, channel], mode="clip")
     return pixels
 
 

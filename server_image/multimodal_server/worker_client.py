@@ -195,8 +195,11 @@ class WorkerClient:
     def _send(self, message: Message, buffers: Sequence[memoryview] = ()) -> None:
         pieces = self._codec.encode(message, buffers)
         with self._sending, suppress(OSError):  # the reader finds out why the socket is gone
+            sent = self._socket.sendmsg(pieces[:2])  # together, so that the worker wakes once
             for piece in pieces:
-                self._socket.sendall(piece)
+                if rest := memoryview(piece)[sent:]:
+                    self._socket.sendall(rest)
+                sent = max(0, sent - len(piece))
 
     def _read(self) -> None:
         """Hand out what the worker says, until it says no more."""

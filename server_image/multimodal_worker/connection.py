@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgpack
 
@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from multimodal_api.worker_protocol import Frame, Message
 
 
+AHEAD_BYTES: Final = 2**16
+"""Read at once while less is wanted: a frame's first parts are small."""
+
+
 class Connection(asyncio.BufferedProtocol):
-    """Frames over a stream socket. What comes is read to where it stays: pixels are many, and the sockets small."""
+    """Frames over a stream socket. Most of what comes is read to where it stays: pixels are many."""
 
     def __init__(self) -> None:
         self._codec = Codec(msgpack.packb, msgpack.unpackb)
@@ -29,6 +33,8 @@ class Connection(asyncio.BufferedProtocol):
         self._frame: Generator[int, bytearray, Frame] = self._codec.receive()
         self._part = bytearray(next(self._frame))
         self._room = memoryview(self._part)
+        self._ahead = memoryview(bytearray(AHEAD_BYTES))
+        self._out_of_step = False
 
     @classmethod
     async def open(cls, sock: socket.socket) -> Connection:
@@ -66,11 +72,23 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 -- asyncio's
         """Say where to read to."""
-        return self._room
+        return self._room if len(self._room) >= AHEAD_BYTES else self._ahead
 
     def buffer_updated(self, nbytes: int) -> None:
         """Go on behind what was read."""
-        self._room = self._room[nbytes:]
+        if len(self._room) >= AHEAD_BYTES:
+            self._fill(nbytes)
+            return
+        read = self._ahead[:nbytes]
+        while read and not self._out_of_step:
+            size = min(len(read), len(self._room))
+            self._room[:size] = read[:size]
+            self._fill(size)
+            read = read[size:]
+
+    def _fill(self, size: int) -> None:
+        """So many bytes more are where they belong."""
+        self._room = self._room[size:]
         try:
             while not self._room:
                 self._begin_part(self._frame.send(self._part))
@@ -80,7 +98,9 @@ class Connection(asyncio.BufferedProtocol):
             self._begin_part(next(self._frame))
         except ProtocolError as error:
             self._received.put_nowait(error)
-            self._lose()
+            self._out_of_step = True
+            if self._transport is not None:
+                self._transport.abort()
 
     def eof_received(self) -> None:
         """Close: the other end does not listen either."""
@@ -102,7 +122,3 @@ class Connection(asyncio.BufferedProtocol):
     def _begin_part(self, size: int) -> None:
         self._part = bytearray(size)
         self._room = memoryview(self._part)
-
-    def _lose(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
