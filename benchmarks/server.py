@@ -5,8 +5,11 @@ The tiny NeVA of `examples/` is built into an engine and answers in several ways
 - direct: through the worker's own scheduler, encoder and backend in this process, with token ids and pixels made
   before the turn begins. What is added to it is all that a request costs beside the engine.
 - direct, from the picture: the same, but token ids and pixels are made of the question and of the picture's RGB during
-  the turn: no caller of an engine comes round that. What is added to it is what the port itself costs.
-- through `multimodal-server` over each of its ports. OpenAI's decodes a picture's file, too.
+  the turn: no caller of an engine comes round that.
+- direct, from the JPEG and from the PNG: the same, but for a picture's file, which is decoded first.
+- through `multimodal-server` over each of its ports: Triton's take RGB, OpenAI's a file. What is added to the direct
+  call from what a port is sent is what the port itself costs.
+- through Triton to a model that does nothing: what no server behind PyTriton can go below.
 
 All take turns in rounds, so that a busy machine slows all of them, with the same pictures in a round but for a corner:
 answers are as long, and nothing comes from a cache. Clients run in a process of their own, and make what they send
@@ -28,17 +31,18 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
-from asking import EDGE, Pictures
+from asking import EDGE, Pictures, file_of
 from processes import Clients, Empty, Served, Server, Turn
 
 from multimodal_api.engine import MODEL_DIR, Backend, BuildInputs, Dtype, Limits, SourceIdentity
 from multimodal_api.families import Family, LlmType
 from multimodal_api.worker_protocol import Done, Generate, MediaInput, MediaSpan, Sampling
-from multimodal_recipes.images import preprocess
+from multimodal_recipes.images import decode, preprocess
 from multimodal_recipes.layout import lay_out
 from multimodal_recipes.prompt import Turn as Said
 from multimodal_recipes.prompt import render
@@ -67,6 +71,10 @@ CONCURRENCIES: Final = {1: 16, 32: 128}
 """With the requests of a turn."""
 DIRECT: Final = "direct"
 FROM_PICTURE: Final = "direct, from the picture"
+FROM_JPEG: Final = "direct, from the JPEG"
+FROM_PNG: Final = "direct, from the PNG"
+SENT: Final = {FROM_JPEG: FROM_JPEG, FROM_PNG: FROM_PNG, "OpenAI, JPEG": FROM_JPEG, "OpenAI, PNG": FROM_PNG}
+"""The direct call from what a way is sent; from the picture, unless named here."""
 
 
 @dataclass
@@ -126,6 +134,15 @@ class Direct:
         )
         return request, bytearray(pixels.tobytes())
 
+    def ways(self) -> dict[str, Way]:
+        """Name the ways to call it."""
+        return {
+            DIRECT: self.take,
+            FROM_PICTURE: self.take_from_pictures,
+            FROM_JPEG: partial(self.take_from_files, "JPEG"),
+            FROM_PNG: partial(self.take_from_files, "PNG"),
+        }
+
     def take(self, pictures: Pictures, concurrency: int) -> Turn:
         """Take a turn, with requests made beforehand."""
         return self._take(iter([self.prepare(frame) for frame in pictures.make()]), concurrency)
@@ -133,6 +150,11 @@ class Direct:
     def take_from_pictures(self, pictures: Pictures, concurrency: int) -> Turn:
         """Take a turn, and make its requests in it."""
         return self._take(map(self.prepare, list(pictures.make())), concurrency)
+
+    def take_from_files(self, kind: str, pictures: Pictures, concurrency: int) -> Turn:
+        """Take a turn, and make its requests of files in it."""
+        files = [file_of(frame, kind) for frame in pictures.make()]
+        return self._take((self.prepare(decode(file, at="picture")) for file in files), concurrency)
 
     def _take(self, requests: Iterator[tuple[Generate, bytearray]], concurrency: int) -> Turn:
         moments: list[tuple[float, float]] = []
@@ -232,10 +254,10 @@ def main() -> None:
                 steps(ways, served, arguments.rounds)
                 return
             with Empty(others, max(CONCURRENCIES)) as empty:
-                ways["PyTriton, empty model"] = ports(empty, clients)["Triton HTTP"]
+                nothing = ports(empty, clients)
+                ways |= {f"{name}, empty model": nothing[name] for name in ("Triton HTTP", "Triton gRPC")}
                 for concurrency, requests in CONCURRENCIES.items():
-                    directly = {DIRECT: direct.take, FROM_PICTURE: direct.take_from_pictures}
-                    table(directly | ways, arguments.rounds, requests, concurrency)
+                    table(direct.ways() | ways, arguments.rounds, requests, concurrency)
 
 
 def table(ways: dict[str, Way], rounds: int, requests: int, concurrency: int) -> None:
@@ -248,17 +270,19 @@ def table(ways: dict[str, Way], rounds: int, requests: int, concurrency: int) ->
                 turns[name].append(turn)
     print(f"\nconcurrency {concurrency}: {rounds} rounds of {requests} requests each way, taking turns; ", end="")
     print(f"load average {os.getloadavg()[0]:.1f}\n")
-    print("| way | p50 | p90 | over direct | over from picture | requests/s | of direct | of picture | CPU time |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| way | p50 | p90 | over direct | over from picture | over from what is sent | requests/s ", end="")
+    print("| of direct | of from picture | of from what is sent | CPU time |")
+    print("|---" * 11 + "|")
     for name, own in turns.items():
         seconds = [each for turn in own for each in turn.seconds]
-        added, share = zip(*(_against(own, turns[way]) for way in (DIRECT, FROM_PICTURE)), strict=True)
+        references = (DIRECT, FROM_PICTURE, SENT.get(name, FROM_PICTURE))
+        added, share = zip(*(_against(own, turns[way]) for way in references), strict=True)
         print(
             f"| {name} | {statistics.median(seconds) * 1000:.1f} ms "
             f"| {statistics.quantiles(seconds, n=10)[-1] * 1000:.1f} ms "
-            f"| {added[0] * 1000:+.1f} ms | {added[1] * 1000:+.1f} ms "
+            f"| {' | '.join(f'{each * 1000:+.1f} ms' for each in added)} "
             f"| {statistics.median(turn.rate for turn in own):.1f} "
-            f"| {share[0] * 100:.0f} % | {share[1] * 100:.0f} % | {_cpu(own, requests)} |"
+            f"| {' | '.join(f'{each * 100:.0f} %' for each in share)} | {_cpu(own, requests)} |"
         )
 
 
