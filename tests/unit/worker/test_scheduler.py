@@ -271,6 +271,18 @@ async def test_a_cancelled_request_frees_its_place() -> None:
     assert model.running == 0
 
 
+async def test_a_request_that_is_cancelled_as_it_comes_ends_too() -> None:
+    model, front = Model(), Front()
+    scheduler = made(model, front, max_running=1)
+    await scheduler.submit(asking(1), [])
+    scheduler.cancel(1)
+    end = await asyncio.wait_for(front.end(1), 10)
+    assert isinstance(end, Done)
+    assert end.reason is FinishReason.CANCELLED
+    stats = scheduler.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+
+
 async def test_a_request_that_waits_can_be_cancelled() -> None:
     model, front = Model(), Front()
     model.gate.clear()
