@@ -96,7 +96,7 @@ async def asking(
         ProductError: the question is refused, or the worker has ended.
     """
     answers = Answers(responder, prepare, stream=stream)
-    begun = asyncio.create_task(asyncio.to_thread(answers.begin))
+    begun = asyncio.get_running_loop().run_in_executor(None, answers.begin)
     try:
         await asyncio.shield(begun)
         yield answers
