@@ -105,3 +105,4 @@ async def asking(
             await asyncio.wait([begun])
             begun.exception()  # nobody else asks for it any more
         answers.end()
+        del begun  # its error leads here: a circle that would hold the pictures until the collector comes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import json
 import threading
@@ -30,6 +31,7 @@ from multimodal_server.engine import ServedEngine
 from multimodal_server.fetching import Fetcher, fetching
 from multimodal_server.metrics import Metrics
 from multimodal_server.openai import OpenAiPort
+from multimodal_server.openai_schema import ChatRequest
 from multimodal_server.triton import free_port
 from multimodal_server.worker_client import WorkerClient
 from support.clips import LOSSLESS, encode, noise
@@ -152,6 +154,21 @@ def user(*parts: Any) -> dict[str, Any]:
             for part in parts
         ],
     }
+
+
+async def test_what_was_refused_does_not_wait_for_the_collector(port: Port) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        status, _ = await port.ask(messages=[user(picture(), "text:" + "what is it? " * 1000)])
+        assert status == 400
+        for _ in range(1000):  # the port's own thread may hold it a moment longer
+            if not any(isinstance(each, ChatRequest) for each in gc.get_objects()):
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail("it is still there")
+    finally:
+        gc.enable()
 
 
 async def test_a_question_about_a_picture(port: Port, engine: ServedEngine) -> None:
