@@ -21,17 +21,21 @@ class Later:
 
     def __init__(self) -> None:
         """Begin."""
-        self._waiting: queue.Queue[Callable[[], None]] = queue.Queue(MAX_WAITING)
-        threading.Thread(target=self._run, name="later", daemon=True).start()
+        # Not queue.Queue: the collector may end an abandoned request inside its `put`, and that puts, too.
+        self._waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="later", daemon=True)
+        self._thread.start()
 
     def do(self, work: Callable[[], None]) -> None:
         """Do it soon."""
         self._waiting.put(work)
+        if self._waiting.qsize() > MAX_WAITING and threading.current_thread() is not self._thread:
+            self.settle()
 
     def settle(self) -> None:
         """Wait until all is done that was given before."""
         done = threading.Event()
-        self.do(done.set)
+        self._waiting.put(done.set)
         done.wait()
 
     def _run(self) -> None:
