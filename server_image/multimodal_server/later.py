@@ -14,10 +14,12 @@ LOG: Final = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 1024
 """Beyond it whoever gives more waits: a log that nobody reads does not fill the memory."""
+SETTLE_SECONDS: Final = 5.0
+"""Nobody waits longer: neither a page of metrics nor the end of the server hangs on a log that nobody takes."""
 
 
 class Later:
-    """Does work in a thread of its own, in the order in which it was given. Nothing is lost before `settle`."""
+    """Does work in a thread of its own, in the order in which it was given."""
 
     def __init__(self) -> None:
         """Begin."""
@@ -33,10 +35,10 @@ class Later:
             self.settle()
 
     def settle(self) -> None:
-        """Wait until all is done that was given before."""
+        """Wait until all is done that was given before, or for `SETTLE_SECONDS`."""
         done = threading.Event()
         self._waiting.put(done.set)
-        done.wait()
+        done.wait(SETTLE_SECONDS)
 
     def _run(self) -> None:
         while True:

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from multimodal_server import later as module
 from multimodal_server.later import Later
 
 
@@ -32,3 +33,17 @@ def test_work_that_fails_is_told_of_and_hinders_no_other(caplog: pytest.LogCaptu
     later.settle()
     assert done == ["next"]
     assert "KeyError" in caplog.text
+
+
+def test_nobody_waits_for_ever_for_work_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.05)
+    later, go_on, waited = Later(), threading.Event(), threading.Event()
+
+    def settle() -> None:
+        later.settle()
+        waited.set()
+
+    later.do(lambda: go_on.wait(60))  # type: ignore[arg-type,func-returns-value]
+    threading.Thread(target=settle, daemon=True).start()
+    assert waited.wait(10)
+    go_on.set()
