@@ -43,7 +43,7 @@ def test_nobody_waits_for_ever_for_work_that_does_not_end(monkeypatch: pytest.Mo
         later.settle()
         waited.set()
 
-    later.do(lambda: go_on.wait(60))  # type: ignore[arg-type,func-returns-value]
+    later.do(lambda: go_on.wait(60))  # type: ignore[arg-type]
     threading.Thread(target=settle, daemon=True).start()
     assert waited.wait(10)
     go_on.set()
