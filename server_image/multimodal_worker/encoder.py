@@ -84,10 +84,9 @@ class BatchedEncoder:
                 CPU.
 
         Returns:
-            [positions, hidden], on the device, in the order of the prompt.
+            [frames, rows, hidden], on the device; one frame of a sound.
         """
-        rows = await asyncio.gather(*(self._encode(item) for item in medium))
-        return await self._thread.run(self._encoder.arrange, torch.stack(tuple(rows)))
+        return torch.stack(await asyncio.gather(*(self._encode(item) for item in medium)))
 
     async def _encode(self, item: torch.Tensor) -> torch.Tensor:
         key = hashlib.sha256(item.numpy().data).digest()

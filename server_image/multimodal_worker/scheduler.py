@@ -165,18 +165,15 @@ class Scheduler:
 
     async def _prompt(self, request: Generate, buffers: Sequence[bytearray]) -> GenerateRequest:
         """Encode media and embed the prompt."""
-        rows = [torch.empty(0, self._engine.hidden_size)]
+        encoded: list[torch.Tensor] = []
         places: list[int] = []
         for medium, buffer in zip(request.media, buffers, strict=True):
             pixels = torch.frombuffer(buffer, dtype=torch.float32).reshape(medium.shape)
-            rows.append(await self._encoder.encode(pixels))
+            encoded.append(await self._encoder.encode(pixels))
             places += [place for span in medium.spans for place in range(span.start, span.start + span.length)]
-        media = torch.cat([part.to(rows[-1]) for part in rows])
         taken = set(places)
         return GenerateRequest(
-            embeddings=await self._thread.run(
-                self._engine.embedder.prompt_embeddings, request.token_ids, places, media
-            ),
+            embeddings=await self._thread.run(self._splice, request.token_ids, places, encoded),
             text_ids=tuple(token for place, token in enumerate(request.token_ids) if place not in taken),
             sampling=request.sampling,
             max_new_tokens=request.max_new_tokens,
@@ -185,6 +182,13 @@ class Scheduler:
             top_logprobs=request.top_logprobs,
             stream=request.stream,
         )
+
+    def _splice(self, ids: Sequence[int], places: Sequence[int], encoded: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Embed a prompt, on the device's thread, with what the encoder made of its media."""
+        rows = [torch.empty(0, self._engine.hidden_size)]
+        rows += [self._engine.encoder.arrange(features) for features in encoded]
+        media = torch.cat([part.to(rows[-1]) for part in rows])
+        return self._engine.embedder.prompt_embeddings(ids, places, media)
 
     def _explain(self, request_id: int, error: Exception) -> Failure:
         """Turn an error into words, and notice a lost device."""

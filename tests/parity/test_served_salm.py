@@ -185,7 +185,7 @@ async def test_sounds_of_unequal_lengths_share_a_batch_and_keep_their_rows(engin
     thread.close()
     assert len(heard) > 2
     assert max(sizes) > 1
-    for rows, frames in zip(found, heard.values(), strict=True):
+    for (rows,), frames in zip(found, heard.values(), strict=True):
         wanted = hear(reference.state, frames)
         assert rows.shape == wanted.shape
         assert float((rows - wanted).abs().max() / wanted.abs().max()) <= TOLERANCE

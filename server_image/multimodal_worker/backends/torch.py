@@ -166,16 +166,22 @@ class TorchBackend:
                 self._hand_out([(sequence, error) for sequence in self._running])
 
     def _steps(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Step on the device's thread until requests come or go, or others want it: hand-overs take time, too."""
+        """Step on the device's thread until requests come or go, or others want it: hand-overs take time, too.
+
+        What nobody waits for is held until then: to wake the loop for every token took a twelfth of an answer.
+        """
+        held: list[Outcome] = []
         ended = False
         while not ended:
-            outcomes = self._batch.step()
-            loop.call_soon_threadsafe(self._hand_out, outcomes)
+            held += (outcomes := self._batch.step())
             ended = (
                 self._changed
                 or self._thread.is_wanted
                 or not all(isinstance(outcome, Token) for _, outcome in outcomes)
             )
+            if ended or any(sequence.request.stream for sequence, _ in outcomes):
+                loop.call_soon_threadsafe(self._hand_out, held)
+                held = []
 
     def _hand_out(self, outcomes: list[Outcome]) -> None:
         """Give requests what a step did for them."""

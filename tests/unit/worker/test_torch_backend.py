@@ -174,6 +174,24 @@ async def test_who_does_not_stream_waits_for_the_whole_answer() -> None:
     assert moments == sorted(set(moments))
 
 
+@pytest.mark.parametrize(("stream", "woken"), [(False, 2), (True, 50)])
+async def test_the_loop_wakes_only_for_what_someone_waits_for(
+    monkeypatch: pytest.MonkeyPatch, *, stream: bool, woken: int
+) -> None:
+    """Once for the tokens, or after each of 49 passes, and once when the device's thread ends its turn."""
+    loop, calls = asyncio.get_running_loop(), []
+    wake = loop.call_soon_threadsafe
+
+    def counted(*what: Any) -> asyncio.Handle:
+        calls.append(what)
+        return wake(*what)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    answer = await collect(TorchBackend(made(Counter()), DeviceThread()), asking(10, tokens=50, stream=stream))
+    assert answer == list(range(10, 60))
+    assert len(calls) == woken
+
+
 async def test_others_get_the_device_between_two_steps() -> None:
     model, thread = Counter(), DeviceThread()
     backend = TorchBackend(made(model), thread)
