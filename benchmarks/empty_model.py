@@ -39,7 +39,7 @@ def main() -> None:
     triton.publish(
         arguments.model_name,
         1,
-        lambda _tensors: ["nothing"],
+        lambda _tensors, give: give(["nothing"]),
         _nothing,
         inputs=VISION_INPUTS,
         concurrency=arguments.concurrency,

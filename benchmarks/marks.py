@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 PLACES: Final = {
     "multimodal_server.main": (
-        Place("multimodal_server.answers", "Responder.answer", "front: called", "front: text put together"),
+        Place("multimodal_server.answers", "Responder.answer", "front: called"),
         Place("multimodal_server.answers", "read_question", left="front: tensors checked"),
         Place("multimodal_server.openai", "OpenAiPort._complete", "front: HTTP head read"),
         Place("multimodal_server.openai", "_read", "front: HTTP body read", "front: JSON checked"),
@@ -48,7 +48,8 @@ PLACES: Final = {
         Place("multimodal_server.questions", "preprocess", left="front: preprocessed"),
         Place("multimodal_server.worker_client", "WorkerClient.begin", "front: asks", "front: sent to the worker"),
         Place("multimodal_server.worker_client", "WorkerClient._hand_out", "front: hears {message}"),
-        Place("multimodal_server.replies", "Reply.close", left="front: counted and logged"),
+        Place("multimodal_server.whole", "Whole._in_copies", left="front: text put together"),
+        Place("multimodal_server.replies", "Reply.close", left="front: told to count and log"),
     ),
     "multimodal_worker.main": (
         Place("multimodal_worker.scheduler", "Scheduler.submit", "worker: heard"),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.errors import ProductError
@@ -16,10 +15,10 @@ from multimodal_server.limits import NAMES, read_question
 from multimodal_server.questions import Question, Said, prepare
 from multimodal_server.replies import Reply
 from multimodal_server.streams import asking
-from multimodal_server.worker_client import TOKEN_SECONDS
+from multimodal_server.whole import Whole
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Iterator, Mapping
     from typing import Any
 
     from numpy.typing import NDArray
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from multimodal_server.engine import ServedEngine
     from multimodal_server.metrics import Metrics
     from multimodal_server.questions import Prepared
-    from multimodal_server.replies import Piece
+    from multimodal_server.whole import Give
     from multimodal_server.worker_client import WorkerClient
 
 LOG: Final = logging.getLogger(__name__)
@@ -40,26 +39,19 @@ class Responder:
         self.engine = engine
         self.worker = worker
         self._metrics = metrics
-        self._copies = ThreadPoolExecutor(engine.limits.max_batch_size, thread_name_prefix="copies")
 
-    def answer(self, tensors: Mapping[str, NDArray[Any]]) -> list[str]:
+    def answer(self, tensors: Mapping[str, NDArray[Any]], give: Give) -> None:
         """Answer one request of the wire.
 
         Args:
             tensors: of the request, by name.
-
-        Returns:
-            One text for each copy that was asked for.
+            give: called once, before this returns, from another thread; it raises nothing, and does not take long.
 
         Raises:
-            ProductError: refused, or failed; nothing else is ever raised.
+            ProductError: refused, or failed, and nothing was given; nothing else is ever raised.
         """
         with self.handling():
-            prepared = self.prepare(read_question(tensors, self.engine.limits, self.engine.recipe))
-            samplings = self.samplings(prepared.question)
-            if len(samplings) == 1:
-                return [self._collect(prepared, samplings[0])] * prepared.question.copies
-            return list(self._copies.map(lambda sampling: self._collect(prepared, sampling), samplings))
+            Whole(self, self.prepare(read_question(tensors, self.engine.limits, self.engine.recipe)), give).ask()
 
     async def answer_in_pieces(self, tensors: Mapping[str, NDArray[Any]]) -> AsyncGenerator[list[str], None]:
         """Answer one request of the wire as it comes; closing the iterator before its end cancels the answers.
@@ -117,35 +109,14 @@ class Responder:
         self._metrics.media_tokens.inc(prepared.prompt.media_length)
         return prepared
 
-    @staticmethod
-    def samplings(question: Question) -> list[Sampling]:
-        """Say how each answer that must be computed is sampled: greedy ones are all the same."""
-        sampling = question.sampling
-        if sampling.greedy:
-            return [sampling]
-        seeds = [(sampling.seed + copy) % 2**63 for copy in range(question.copies)]
-        return [sampling.model_copy(update={"seed": seed}) for seed in seeds]
-
-    def reply(self, prepared: Prepared, sampling: Sampling, *, stream: bool = True) -> Reply:
-        """Begin one answer; `stream` says whether it is wanted as it comes."""
-        return Reply(
-            prepared, self.engine, self._metrics, request_id=self.worker.next_id(), sampling=sampling, stream=stream
-        )
-
-    def stream(self, prepared: Prepared, reply: Reply) -> Generator[Piece, None, None]:
-        """Give one answer as it comes; closing the iterator before its end cancels it.
-
-        Raises:
-            ProductError: the worker refuses or fails.
-        """
-        with (
-            closing(reply),
-            closing(self.worker.generate(reply.request, prepared.buffers, timeout=TOKEN_SECONDS)) as events,
-        ):
-            for event in events:
-                yield reply.feed(event)
-                if reply.finish is not None:
-                    return
+    def replies(self, prepared: Prepared, *, stream: bool) -> list[Reply]:
+        """Make the answers that must be computed; `stream` says whether they are wanted as they come."""
+        return [
+            Reply(
+                prepared, self.engine, self._metrics, request_id=self.worker.next_id(), sampling=sampling, stream=stream
+            )
+            for sampling in _samplings(prepared.question)
+        ]
 
     def warm_up(self) -> None:
         """Ask one real question, so that the first user does not wait for what happens once.
@@ -172,7 +143,13 @@ class Responder:
                 f"{refusal.at} {refusal.problem}",
                 remedy=f"{refusal.remedy}, or shorten what spec.prompt adds",
             ) from error
-        self._collect(prepared, question.sampling)
+        Whole(self, prepared, lambda _: None).ask()
 
-    def _collect(self, prepared: Prepared, sampling: Sampling) -> str:
-        return "".join(piece.text for piece in self.stream(prepared, self.reply(prepared, sampling, stream=False)))
+
+def _samplings(question: Question) -> list[Sampling]:
+    """Say how each answer that must be computed is sampled: greedy ones are all the same."""
+    sampling = question.sampling
+    if sampling.greedy:
+        return [sampling]
+    seeds = [(sampling.seed + copy) % 2**63 for copy in range(question.copies)]
+    return [sampling.model_copy(update={"seed": seed}) for seed in seeds]

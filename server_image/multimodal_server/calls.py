@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from multimodal_api.errors import ProductError
 from multimodal_server import triton_calls
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Answer = Callable[[Mapping[str, NDArray[Any]]], list[str]]
+    from multimodal_server.whole import Give
+
+    Answer = Callable[[Mapping[str, NDArray[Any]], Give], None]
+
+SEND_SECONDS: Final = 5
 
 
 class Place(threading.Thread):
@@ -29,7 +34,7 @@ class Place(threading.Thread):
 
         Args:
             path: where `triton_calls.Calls` listens.
-            answer: raises nothing but ProductError.
+            answer: gives the texts of one request, once, or raises a ProductError; nothing else.
 
         Raises:
             OSError: it does not.
@@ -38,6 +43,8 @@ class Place(threading.Thread):
         self._answer = answer
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
+        # The thread that sends hears the worker, for all: Triton's end reads at once, or is as good as gone.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", SEND_SECONDS, 0))
         self.start()
 
     def close(self) -> None:
@@ -48,12 +55,16 @@ class Place(threading.Thread):
     def run(self) -> None:
         """Answer; `is_alive` tells whether it still does."""
         while (frame := triton_calls.receive(self._socket)) is not None:
-            said = self._say(triton_calls.tensors_of(frame))
-            with suppress(OSError):  # then the next turn ends it
-                triton_calls.send(self._socket, said)
+            try:
+                self._answer(triton_calls.tensors_of(frame), self._give)
+            except ProductError as error:
+                self._say(words(error.failure))
 
-    def _say(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, object]:
+    def _give(self, texts: list[str]) -> None:
+        self._say({"texts": texts})
+
+    def _say(self, said: Mapping[str, object]) -> None:
         try:
-            return {"texts": self._answer(tensors)}
-        except ProductError as error:
-            return dict(words(error.failure))
+            triton_calls.send(self._socket, said)
+        except OSError:  # perhaps in the middle of a frame
+            self.close()

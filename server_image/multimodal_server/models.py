@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytriton.model_config.generator import ModelConfigGenerator
 from pytriton.models.model import Model
 
-from multimodal_server import triton_calls, triton_model, triton_stream
+from multimodal_server import sockets, triton_calls, triton_model, triton_stream
 from multimodal_server.calls import Place
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Whole(_Written):
 
     def get_proxy_model_files(self) -> dict[str, bytes]:
         """Give our files, in place of PyTriton's."""
-        return _files(self.model_version, triton_model, triton_calls)
+        return _files(self.model_version, triton_model, triton_calls, sockets)
 
     def setup(self) -> None:
         """Connect: Triton has loaded the model."""

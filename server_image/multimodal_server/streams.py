@@ -38,8 +38,7 @@ class Answers:
     def begin(self) -> None:
         """Ask; not for the loop's thread, since pictures are decoded, and the worker may be slow to take the pixels."""
         self.prepared = self._prepare()
-        samplings = self._responder.samplings(self.prepared.question)
-        self.replies = [self._responder.reply(self.prepared, each, stream=self._stream) for each in samplings]
+        self.replies = self._responder.replies(self.prepared, stream=self._stream)
         for number, reply in enumerate(self.replies):
             self._running[reply] = number
             self._responder.worker.begin(reply.request, self.prepared.buffers, partial(self._hear, reply))

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pytriton.proxy.types import Request
 
     from multimodal_server.calls import Answer
+    from multimodal_server.whole import Give
 
     Stream = Callable[[Mapping[str, NDArray[Any]]], AsyncGenerator[list[str], None]]
     Outputs = list[dict[str, NDArray[Any]]]
@@ -197,7 +198,7 @@ class Triton:
         Args:
             name: on the wire.
             version: on the wire.
-            answer: called from `concurrency` threads; raises nothing but ProductError.
+            answer: gives the texts of one request; called from `concurrency` threads; raises nothing but ProductError.
             stream: the same in pieces, for the name with `wire.STREAM_SUFFIX`; called from one event loop.
             inputs: tensors of a request.
             concurrency: requests that are answered at once.
@@ -362,9 +363,9 @@ def _clean(models: Iterable[Model], gone: Gone | None) -> None:
 
 
 def _counted(answer: Answer, running: _Count) -> Answer:
-    def counted(tensors: Mapping[str, NDArray[Any]]) -> list[str]:
+    def counted(tensors: Mapping[str, NDArray[Any]], give: Give) -> None:
         with running:
-            return answer(tensors)
+            answer(tensors, give)
 
     return counted
 

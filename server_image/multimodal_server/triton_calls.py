@@ -5,8 +5,8 @@ shared memory that a third process hands out. Here the thread that Triton calls 
 answer that a thread of the front writes. (One process could hold all requests, since Triton lets a model answer later;
 but then it leaves others in its queue for a second now and then, with nothing to do.)
 
-This file lies beside `triton_model.py` there, and like it imports nothing of this project; the front imports it for the
-frames.
+This file lies beside `triton_model.py` there, and imports nothing of this project but `sockets.py`, which lies there,
+too; the front imports it for the frames.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+
+from .sockets import send_together  # not by the project's name: Triton's process knows no other file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,9 +58,7 @@ def send(connection: socket.socket, head: object, body: Sequence[memoryview] = (
         OSError: the other end is gone.
     """
     packed = json.dumps(head).encode()
-    connection.sendall(_SIZES.pack(len(packed), sum(part.nbytes for part in body)) + packed)
-    for part in body:
-        connection.sendall(part)
+    send_together(connection, (_SIZES.pack(len(packed), sum(part.nbytes for part in body)) + packed, *body))
 
 
 def receive(connection: socket.socket) -> Frame | None:

@@ -2,7 +2,7 @@
 
 Whole answers come over `triton_calls.py`. Answers in pieces come through PyTriton's proxy model, which knows errors
 only as stack traces of its own files, with code INTERNAL: they are put right here. Beside this file lies what it
-imports, and nothing else of this project: `triton_calls.py`, or PyTriton's files, its own model as
+imports, and nothing else of this project: `triton_calls.py` and `sockets.py`, or PyTriton's files, its own model as
 `pytriton_model.py`, and `triton_stream.py`.
 """
 

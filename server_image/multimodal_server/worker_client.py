@@ -33,9 +33,10 @@ from multimodal_api.worker_protocol import (
     Stats,
     Tokens,
 )
+from multimodal_server.sockets import send_together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from multimodal_api.worker_protocol import Frame, Message
@@ -106,33 +107,6 @@ class WorkerClient:
         """Give a number for the next request."""
         return next(self._ids)
 
-    def generate(
-        self, request: Generate, buffers: Sequence[memoryview], *, timeout: float
-    ) -> Generator[Tokens | Done, None, None]:
-        """Ask one question.
-
-        Args:
-            request: with an id from `next_id`.
-            buffers: one per medium.
-            timeout: longest wait for the next event, in seconds.
-
-        Yields:
-            The worker's events; the last one is `Done`. Closing the iterator before cancels the request.
-
-        Raises:
-            ProductError: the worker refuses, ends, or is silent for too long.
-        """
-        events: queue.SimpleQueue[Event | Failure] = queue.SimpleQueue()
-        ended = False
-        self.begin(request, buffers, events.put)
-        try:
-            while not ended:
-                event = checked(self._next(events, timeout))
-                ended = isinstance(event, Done)
-                yield event
-        finally:
-            self.end(request.request_id, cancel=not ended)
-
     def begin(self, request: Generate, buffers: Sequence[memoryview], tell: Callable[[Event | Failure], None]) -> None:
         """Ask one question; `end` must follow, however it goes.
 
@@ -185,21 +159,10 @@ class WorkerClient:
             self._process.wait(END_SECONDS)
         self._socket.close()
 
-    @staticmethod
-    def _next(events: queue.SimpleQueue[Event | Failure], timeout: float) -> Event | Failure:
-        try:
-            return events.get(timeout=timeout)
-        except queue.Empty:
-            raise silent(timeout) from None
-
     def _send(self, message: Message, buffers: Sequence[memoryview] = ()) -> None:
         pieces = self._codec.encode(message, buffers)
         with self._sending, suppress(OSError):  # the reader finds out why the socket is gone
-            sent = self._socket.sendmsg(pieces[:2])  # together, so that the worker wakes once
-            for piece in pieces:
-                if rest := memoryview(piece)[sent:]:
-                    self._socket.sendall(rest)
-                sent = max(0, sent - len(piece))
+            send_together(self._socket, pieces)
 
     def _read(self) -> None:
         """Hand out what the worker says, until it says no more."""

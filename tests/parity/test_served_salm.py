@@ -37,6 +37,7 @@ from multimodal_server.worker_client import WorkerClient
 from multimodal_worker.device import DeviceThread
 from multimodal_worker.encoder import BatchedEncoder, MediaCache
 from support import tiny_salm
+from support.answering import answer, pieces
 from support.archives import CKPT, Archive
 from support.naive_conformer import hear
 from support.sounds import FRONT_END, RATE
@@ -101,9 +102,9 @@ def scored(served: Responder, samples: NDArray[np.float32], question: str) -> tu
         top_logprobs=5,
     )
     ready = served.prepare(asked)
-    pieces = list(served.stream(ready, served.reply(ready, asked.sampling)))
-    tokens = [token for piece in pieces for token in piece.token_ids]
-    return tokens, torch.tensor([score.top for piece in pieces for score in piece.scores])
+    given = list(pieces(served, ready))
+    tokens = [token for piece in given for token in piece.token_ids]
+    return tokens, torch.tensor([score.top for piece in given for score in piece.scores])
 
 
 def difference(top: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -139,7 +140,7 @@ def test_every_held_out_question_is_answered_among_others(served: Responder, for
             "input_signal": case.medium[None],
             "input_signal_length": np.array([[len(case.medium)]], np.int32),
         }
-        return served.answer(tensors)[0]
+        return answer(served, tensors)[0]
 
     cases = tiny_salm.cases()
     with ThreadPoolExecutor(8) as threads:

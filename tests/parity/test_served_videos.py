@@ -28,6 +28,7 @@ from multimodal_server.metrics import Metrics
 from multimodal_server.openai_schema import ChatRequest
 from multimodal_server.worker_client import WorkerClient
 from support import heldout, tiny_families
+from support.answering import pieces
 from support.clips import LOSSLESS, encode
 
 pytestmark = pytest.mark.parity
@@ -51,8 +52,7 @@ class Served(NamedTuple):
         body = {"model": "tiny", "messages": [{"role": "user", "content": parts}], "temperature": 0}
         engine = self.responder.engine
         ready = self.responder.prepare(read_chat(ChatRequest.model_validate(body), engine.limits, engine.recipe, {}))
-        reply = self.responder.reply(ready, ready.question.sampling)
-        return "".join(piece.text for piece in self.responder.stream(ready, reply))
+        return "".join(piece.text for piece in pieces(self.responder, ready))
 
 
 @pytest.fixture(scope="module", params=LLM_TYPES)

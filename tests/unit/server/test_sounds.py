@@ -32,6 +32,7 @@ from multimodal_server.metrics import Metrics
 from multimodal_server.openai_schema import ChatRequest
 from multimodal_server.questions import MAX_SECONDS, Prepared, Question, Said, prepare
 from multimodal_server.worker_client import WorkerClient
+from support.answering import answer
 from support.sounds import FRONT_END, RATE, SALM, TEMPLATE, chirp, noise
 from support.tiny_engine import RECIPE, build_inputs
 from support.tiny_tokenizer import write_tokenizer
@@ -259,4 +260,4 @@ def test_the_warm_up_is_a_tone(engine: ServedEngine) -> None:
 def test_an_answer_ends_at_the_family_s_stop_string(tmp_path: Path) -> None:
     engine = served(tmp_path, HEARING.model_copy(update={"stop_strings": ("[EOG]",)}))
     worker = Scripted(engine.tokenizer, " two beeps[EOG] and more")
-    assert Responder(engine, cast("WorkerClient", worker), Metrics()).answer(tensors()) == ["two beeps"]
+    assert answer(Responder(engine, cast("WorkerClient", worker), Metrics()), tensors()) == ["two beeps"]

@@ -14,6 +14,7 @@ from multimodal_api.errors import Failure, ProductError
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Done, FinishReason, Generate, Ready, Sampling, Tokens
 from multimodal_server.worker_client import WorkerClient
+from support.answering import events
 
 SECONDS = 30.0
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -51,7 +52,7 @@ def asking(client: WorkerClient, what: int, *, tokens: int = 3) -> Generate:
 def test_tokens_then_done(start: Start) -> None:
     client, told = start("")
     assert isinstance(told.get(timeout=SECONDS), Ready)
-    *tokens, end = client.generate(asking(client, 1), [], timeout=SECONDS)
+    *tokens, end = events(client, asking(client, 1))
     assert [token for event in tokens if isinstance(event, Tokens) for token in event.token_ids] == [10, 11, 12]
     assert isinstance(end, Done)
     assert end.reason is FinishReason.LENGTH
@@ -62,7 +63,7 @@ def test_many_threads_get_their_own_events(start: Start) -> None:
     counts: dict[int, int] = {}
 
     def ask(tokens: int) -> None:
-        counts[tokens] = len(list(client.generate(asking(client, 1, tokens=tokens), [], timeout=SECONDS)))
+        counts[tokens] = len(list(events(client, asking(client, 1, tokens=tokens))))
 
     threads = [threading.Thread(target=ask, args=(tokens,)) for tokens in range(1, 40)]
     for thread in threads:
@@ -75,14 +76,14 @@ def test_many_threads_get_their_own_events(start: Start) -> None:
 def test_a_refusal_is_raised_as_it_came(start: Start) -> None:
     client, _ = start("")
     with pytest.raises(ProductError, match="no room") as caught:
-        list(client.generate(asking(client, 2), [], timeout=SECONDS))
+        list(events(client, asking(client, 2)))
     assert caught.value.failure.reason is Reason.OUT_OF_GPU_MEMORY
 
 
 def test_silence_ends_in_a_deadline_and_cancels(start: Start) -> None:
     client, _ = start("")
     with pytest.raises(ProductError) as caught:
-        list(client.generate(asking(client, 3), [], timeout=0.1))
+        list(events(client, asking(client, 3), seconds=0.1))
     assert caught.value.failure.reason is Reason.DEADLINE_EXCEEDED
     assert cancellations(client) == 1
 
@@ -95,15 +96,15 @@ def cancellations(client: WorkerClient) -> int:
 
 def test_who_stops_listening_cancels(start: Start) -> None:
     client, _ = start("")
-    events = client.generate(asking(client, 5), [], timeout=SECONDS)
-    assert isinstance(next(events), Tokens)
-    events.close()
+    heard = events(client, asking(client, 5))
+    assert isinstance(next(heard), Tokens)
+    heard.close()
     assert cancellations(client) == 1
 
 
 def test_who_listens_to_the_end_cancels_nothing(start: Start) -> None:
     client, _ = start("")
-    list(client.generate(asking(client, 1), [], timeout=SECONDS))
+    list(events(client, asking(client, 1)))
     assert cancellations(client) == 0
 
 
@@ -111,10 +112,10 @@ def test_who_listens_to_the_end_cancels_nothing(start: Start) -> None:
 def test_a_death_is_told_once_and_ends_all_requests(start: Start, what: int, words: str) -> None:
     client, told = start("")
     assert isinstance(told.get(timeout=SECONDS), Ready)
-    waiting = client.generate(asking(client, 5), [], timeout=SECONDS)
+    waiting = events(client, asking(client, 5))
     next(waiting)
     with pytest.raises(ProductError):
-        list(client.generate(asking(client, what), [], timeout=SECONDS))
+        list(events(client, asking(client, what)))
     with pytest.raises(ProductError):
         next(waiting)
     failure = told.get(timeout=SECONDS)
@@ -122,7 +123,7 @@ def test_a_death_is_told_once_and_ends_all_requests(start: Start, what: int, wor
     assert failure.reason is Reason.SERVER_FAILED
     assert words in failure.problem
     with pytest.raises(ProductError, match="ended"):
-        list(client.generate(asking(client, 1), [], timeout=SECONDS))
+        list(events(client, asking(client, 1)))
     assert told.empty()
 
 

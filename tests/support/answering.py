@@ -1,0 +1,56 @@
+"""Answers, for tests that wait for them in their own thread."""
+
+from __future__ import annotations
+
+import queue
+from typing import TYPE_CHECKING, Any
+
+from multimodal_api.worker_protocol import Done
+from multimodal_server.worker_client import checked, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping, Sequence
+
+    from multimodal_api.errors import Failure
+    from multimodal_api.worker_protocol import Generate, Tokens
+    from multimodal_server.answers import Responder
+    from multimodal_server.questions import Prepared
+    from multimodal_server.replies import Piece
+    from multimodal_server.worker_client import Event, WorkerClient
+
+SECONDS = 60.0
+
+
+def answer(responder: Responder, tensors: Mapping[str, Any]) -> list[str]:
+    """Give the texts that a request of the wire is answered with."""
+    given: list[list[str]] = []
+    responder.answer(tensors, given.append)
+    (texts,) = given
+    return texts
+
+
+def events(
+    worker: WorkerClient, request: Generate, buffers: Sequence[memoryview] = (), *, seconds: float = SECONDS
+) -> Generator[Tokens | Done, None, None]:
+    """Give what the worker says, up to `Done`; closing the iterator before cancels the request."""
+    heard: queue.SimpleQueue[Event | Failure] = queue.SimpleQueue()
+    ended = False
+    worker.begin(request, buffers, heard.put)
+    try:
+        while not ended:
+            try:
+                event = checked(heard.get(timeout=seconds))
+            except queue.Empty:
+                raise silent(seconds) from None
+            ended = isinstance(event, Done)
+            yield event
+    finally:
+        worker.end(request.request_id, cancel=not ended)
+
+
+def pieces(responder: Responder, prepared: Prepared) -> Iterator[Piece]:
+    """Give the one answer to a question as it comes."""
+    (reply,) = responder.replies(prepared, stream=True)
+    for event in events(responder.worker, reply.request, prepared.buffers):
+        yield reply.feed(event)
+    reply.close()
