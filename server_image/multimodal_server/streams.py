@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -100,8 +100,9 @@ async def asking(
         await asyncio.shield(begun)
         yield answers
     finally:
-        if not begun.done():  # the client went away meanwhile
-            await asyncio.wait([begun])
-            begun.exception()  # nobody else asks for it any more
+        while not begun.done():  # the client went away meanwhile
+            with suppress(asyncio.CancelledError):  # it is told of again, as when the port stops
+                await asyncio.wait([begun])
+        begun.exception()  # perhaps nobody else asks for it any more
         answers.end()
         del begun  # its error leads here: a circle that would hold the pictures until the collector comes
