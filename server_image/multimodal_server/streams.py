@@ -77,7 +77,8 @@ class Answers:
         reply.close()
 
     def _hear(self, reply: Reply, event: Event | Failure) -> None:
-        self._loop.call_soon_threadsafe(self._events.put_nowait, (reply, event))
+        with suppress(RuntimeError):  # the loop is closed, with the Triton whose requests it had: nobody waits there
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (reply, event))
 
 
 @asynccontextmanager

@@ -174,7 +174,7 @@ class WorkerClient:
                     said = message.failure
                 else:
                     self._hand_out(message)
-        except (ProtocolError, OSError):
+        except Exception:  # a defect, too: with nobody who reads, every request would wait for ever
             LOG.exception("the stream from the worker is broken")
             self._process.kill()
         self._bury(said or self._cause_of_death())

@@ -8,10 +8,13 @@ from typing import Any, cast
 
 import pytest
 
+from multimodal_api.worker_protocol import Done, FinishReason, Timing
 from multimodal_server.answers import Responder
-from multimodal_server.streams import asking
+from multimodal_server.replies import Reply
+from multimodal_server.streams import Answers, asking
 
 SECONDS = 10
+TIMING = Timing(queue=0, encode=0, generate=0)
 
 
 class Slow:
@@ -66,3 +69,11 @@ async def test_a_client_that_goes_away_early_ends_its_question_however_often_it_
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, SECONDS)
     assert slow.said == ["begun", "end 7, cancel True", "closed"]
+
+
+def test_what_is_said_to_a_loop_that_is_closed_harms_nobody() -> None:
+    async def listen() -> Answers:
+        return Answers(cast("Responder", None), cast("Any", None), stream=True)
+
+    answers = asyncio.run(listen())  # its loop is closed, as one of Triton's when Triton is started again
+    answers._hear(cast("Reply", None), Done(request_id=1, reason=FinishReason.CANCELLED, timing=TIMING))

@@ -127,6 +127,20 @@ def test_a_death_is_told_once_and_ends_all_requests(start: Start, what: int, wor
     assert told.empty()
 
 
+def test_a_defect_of_who_is_told_is_no_silence_for_the_others(start: Start) -> None:
+    client, told = start("")
+    assert isinstance(told.get(timeout=SECONDS), Ready)
+
+    def defect(event: object) -> None:
+        if not isinstance(event, Failure):
+            raise KeyError("a defect")
+
+    client.begin(asking(client, 1), [], defect)
+    failure = told.get(timeout=SECONDS)
+    assert isinstance(failure, Failure)
+    assert failure.reason is Reason.SERVER_FAILED
+
+
 def test_a_worker_that_cannot_load_gives_its_own_reason(start: Start) -> None:
     _, told = start("fail")
     failure = told.get(timeout=SECONDS)
