@@ -113,6 +113,8 @@ class BatchedEncoder:
     async def _encode_batch(self, keys: Sequence[Key], items: Sequence[torch.Tensor]) -> None:
         try:
             encoded = await self._thread.run(self._encoder.encode_together, items)
+            if len(keys) > 1:
+                encoded = [rows.clone() for rows in encoded]  # a view would keep the whole batch in memory
         except Exception as error:  # noqa: BLE001 -- whatever it is, those who wait must hear it
             for key in keys:
                 result = self._results.pop(key)
@@ -120,6 +122,5 @@ class BatchedEncoder:
                 result.exception()  # nobody may be waiting any more
             return
         for key, rows in zip(keys, encoded, strict=True):
-            own = rows.clone() if len(keys) > 1 else rows  # a view would keep the whole batch in memory
-            self.cache.put(key, own)
-            self._results.pop(key).set_result(own)
+            self.cache.put(key, rows)
+            self._results.pop(key).set_result(rows)

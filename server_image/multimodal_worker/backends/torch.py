@@ -202,10 +202,17 @@ class TorchBackend:
         while self._left:
             self._batch.leave(self._left.pop())
         while self._waiting:
-            sequence = self._batch.join(self._waiting[0].asked)
+            request = self._waiting[0]
+            try:
+                sequence = self._batch.join(request.asked)
+            except Exception as error:  # noqa: BLE001 -- whatever it is, the others must not wait for ever
+                self._waiting.popleft()
+                request.given.append(error)
+                request.news.set()
+                continue
             if sequence is None:
                 return  # those behind it wait too, else a long prompt would wait for ever
-            request = self._waiting.popleft()
+            self._waiting.popleft()
             request.sequence = sequence
             self._running[sequence] = request
 

@@ -119,6 +119,22 @@ async def test_an_error_reaches_all_who_wait_and_nobody_else() -> None:
     assert torch.equal(await encoder.encode(good), torch.full((1, 1, 2), 12.0))
 
 
+class Uncopied(torch.Tensor):
+    """Rows for whose copy there is no memory."""
+
+    def clone(self, **_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+
+async def test_a_batch_whose_rows_cannot_be_kept_is_an_error_of_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, encode = batched(Sums()), Sums.encode_together
+    with monkeypatch.context() as short:
+        short.setattr(Sums, "encode_together", lambda *given: [rows.as_subclass(Uncopied) for rows in encode(*given)])
+        results = await asyncio.gather(*(encoder.encode(medium(value)) for value in (1, 2)), return_exceptions=True)
+    assert all(isinstance(result, torch.OutOfMemoryError) for result in results)
+    assert torch.equal(await encoder.encode(medium(2)), torch.full((1, 1, 2), 24.0))
+
+
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6)), max_size=60))
 def test_the_cache_stays_in_its_bound_and_keeps_what_was_used_last(uses: list[tuple[int, int]]) -> None:
     cache = MediaCache(max_bytes=4 * 10)

@@ -16,7 +16,7 @@ from multimodal_api.worker_protocol import Sampling
 from multimodal_modeling.kv import GRAIN, KvPool, KvShape, SequenceCache
 from multimodal_worker.backends.base import GenerateRequest, Token
 from multimodal_worker.backends.torch import TorchBackend, pool_positions
-from multimodal_worker.batch import PREFILL_POSITIONS, Batch
+from multimodal_worker.batch import PREFILL_POSITIONS, Batch, Outcome
 from multimodal_worker.device import DeviceThread
 from support.tiny_engine import limits
 
@@ -174,22 +174,22 @@ async def test_who_does_not_stream_waits_for_the_whole_answer() -> None:
     assert moments == sorted(set(moments))
 
 
-@pytest.mark.parametrize(("stream", "woken"), [(False, 2), (True, 50)])
+@pytest.mark.parametrize(("stream", "woken"), [(False, 1), (True, 49)])
 async def test_the_loop_wakes_only_for_what_someone_waits_for(
     monkeypatch: pytest.MonkeyPatch, *, stream: bool, woken: int
 ) -> None:
-    """Once for the tokens, or after each of 49 passes, and once when the device's thread ends its turn."""
-    loop, calls = asyncio.get_running_loop(), []
-    wake = loop.call_soon_threadsafe
+    """Once for all tokens, or after each of 49 passes."""
+    given: list[int] = []
+    hand_out = TorchBackend._hand_out
 
-    def counted(*what: Any) -> asyncio.Handle:
-        calls.append(what)
-        return wake(*what)
+    def counted(backend: TorchBackend, outcomes: list[Outcome]) -> None:
+        given.append(len(outcomes))
+        hand_out(backend, outcomes)
 
-    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    monkeypatch.setattr(TorchBackend, "_hand_out", counted)
     answer = await collect(TorchBackend(made(Counter()), DeviceThread()), asking(10, tokens=50, stream=stream))
     assert answer == list(range(10, 60))
-    assert len(calls) == woken
+    assert len(given) == woken
 
 
 async def test_others_get_the_device_between_two_steps() -> None:
@@ -229,6 +229,24 @@ async def test_a_cancelled_request_leaves_at_once_and_the_others_go_on() -> None
     assert await other == list(range(200, 300))
     assert sum(one < 200 for together in model.passes for one in together) <= seen + 1
     assert backend.stats().kv_positions_used == 0
+
+
+async def test_who_cannot_join_hears_why_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = made(Counter())
+    join = batch.join
+
+    def picky(request: GenerateRequest) -> Any:
+        if request.embeddings[-1, 0] == 13:
+            raise KeyError("a defect")
+        return join(request)
+
+    monkeypatch.setattr(Batch, "join", lambda _, request: picky(request))
+    backend = TorchBackend(batch, DeviceThread())
+    answers = [collect(backend, asking(first, tokens=3)) for first in (10, 13, 20)]
+    good, bad, other = await asyncio.gather(*answers, return_exceptions=True)
+    assert (good, other) == ([10, 11, 12], [20, 21, 22])
+    assert isinstance(bad, KeyError)
+    assert backend.stats().running == backend.stats().waiting == backend.stats().kv_positions_used == 0
 
 
 async def test_requests_wait_for_memory_in_their_order() -> None:
