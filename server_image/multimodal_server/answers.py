@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.errors import ProductError
@@ -86,11 +87,12 @@ class Responder:
                 yield
             except ProductError as error:
                 outcome.reason = error.failure.reason
-                LOG.info("request refused", extra={FIELDS: {"reason": error.failure.reason, "at": error.failure.at}})
+                fields = {"reason": error.failure.reason, "at": error.failure.at}
+                self._metrics.later.say(partial(LOG.info, "request refused", extra={FIELDS: fields}))
                 raise
             except Exception as error:
                 outcome.reason = Reason.INTERNAL
-                LOG.exception("a request failed")
+                self._metrics.later.say(partial(LOG.error, "a request failed", exc_info=error))
                 raise ProductError(
                     Reason.INTERNAL,
                     at="server",

@@ -69,7 +69,7 @@ class Metrics:
         try:
             yield outcome
         finally:
-            self.later.do(partial(self._count, time.monotonic() - begun, outcome.reason or "Answered"))
+            self.later.count(partial(self._count, time.monotonic() - begun, outcome.reason or "Answered"))
 
     def page(self) -> bytes:
         """Give all series, with every request counted that has ended before."""
@@ -152,6 +152,7 @@ class MetricsServer:
     def close(self) -> None:
         """Have all written down, and stop listening."""
         self._metrics.later.settle()
+        self._metrics.later.flush()
         self._server.shutdown()
         self._server.server_close()
 

@@ -99,18 +99,21 @@ class Reply:
 
     def close(self) -> None:
         """Write it down, however it ended."""
-        self._metrics.later.do(partial(self._write_down, time.monotonic() - self._begun))
+        self._metrics.later.count(self._count)
+        self._metrics.later.say(partial(self._say, time.monotonic() - self._begun))
 
-    def _write_down(self, seconds: float) -> None:
+    def _count(self) -> None:
         if self._timing is not None:
             self._metrics.queue.observe(self._timing.queue)
             self._metrics.encode.observe(self._timing.encode)
-        first = self._moments[0] if self._moments else None
-        if first is not None:
-            self._metrics.first_token.observe(first)
+        if self._moments:
+            self._metrics.first_token.observe(self._moments[0])
         for before, after in pairwise(self._moments):
             self._metrics.inter_token.observe(after - before)
         self._metrics.generated_tokens.inc(self.tokens)
+
+    def _say(self, seconds: float) -> None:
+        first = round(self._moments[0], 4) if self._moments else None
         LOG.info(
             "request answered",
             extra={
@@ -120,7 +123,7 @@ class Reply:
                     "media_tokens": self._media_tokens,
                     "generated_tokens": self.tokens,
                     "finish": self.finish or FinishReason.CANCELLED,
-                    "first_token_seconds": round(first, 4) if first is not None else None,
+                    "first_token_seconds": first,
                     "seconds": round(seconds, 4),
                 }
             },

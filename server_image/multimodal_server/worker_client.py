@@ -138,13 +138,17 @@ class WorkerClient:
 
     def stats(self, timeout: float) -> Stats | None:
         """Ask what the worker is doing; None when it does not answer in time."""
-        with self._asking_stats:
+        if not self._asking_stats.acquire(timeout=timeout):
+            return None  # those who asked before have no answer yet
+        try:
             while not self._stats.empty():  # an answer that came too late for the last question
                 self._stats.get()
             self._send(AskStats())
-            with suppress(queue.Empty):
-                return self._stats.get(timeout=timeout)
-        return None
+            return self._stats.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        finally:
+            self._asking_stats.release()
 
     def stop(self) -> None:
         """End the process: ask, then kill."""

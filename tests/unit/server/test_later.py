@@ -16,9 +16,9 @@ def test_work_is_done_in_its_order_and_behind_who_gives_it() -> None:
         go_on.wait(10)
         done.append(0)
 
-    later.do(first)
+    later.count(first)
     for number in range(1, 100):
-        later.do(lambda number=number: done.append(number))  # type: ignore[misc]
+        later.count(lambda number=number: done.append(number))  # type: ignore[misc]
     assert begun.wait(10)
     assert done == []
     go_on.set()
@@ -28,8 +28,8 @@ def test_work_is_done_in_its_order_and_behind_who_gives_it() -> None:
 
 def test_work_that_fails_is_told_of_and_hinders_no_other(caplog: pytest.LogCaptureFixture) -> None:
     later, done = Later(), list[str]()
-    later.do(lambda: {}["x"])
-    later.do(lambda: done.append("next"))
+    later.count(lambda: {}["x"])
+    later.count(lambda: done.append("next"))
     later.settle()
     assert done == ["next"]
     assert "KeyError" in caplog.text
@@ -43,7 +43,34 @@ def test_nobody_waits_for_ever_for_work_that_does_not_end(monkeypatch: pytest.Mo
         later.settle()
         waited.set()
 
-    later.do(lambda: go_on.wait(60))  # type: ignore[arg-type]
+    later.count(lambda: go_on.wait(60))  # type: ignore[arg-type]
     threading.Thread(target=settle, daemon=True).start()
     assert waited.wait(10)
     go_on.set()
+
+
+def test_a_log_that_nobody_takes_holds_nobody_up_and_says_what_it_lacks(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_LINES", 3)
+    later, begun, go_on, counted = Later(), threading.Event(), threading.Event(), list[int]()
+    written: list[int] = []
+
+    def stuck() -> None:
+        begun.set()
+        go_on.wait(60)
+
+    later.say(stuck)
+    assert begun.wait(10)
+    for number in range(10):
+        later.say(lambda number=number: written.append(number))  # type: ignore[misc]
+        later.count(lambda number=number: counted.append(number))  # type: ignore[misc]
+    later.settle()
+    assert counted == list(range(10))
+    assert written == []
+    go_on.set()
+    later.flush()
+    later.say(lambda: written.append(10))
+    later.flush()
+    assert written == [0, 1, 2, 10]
+    assert "7 lines of this log were left out" in caplog.text

@@ -26,11 +26,8 @@ class Slow:
         self.begins, self.may_begin = threading.Event(), threading.Event()
         self.said: list[str] = []
 
-    def samplings(self, _question: object) -> list[None]:
-        return [None]
-
-    def reply(self, *_args: object, **_kwargs: object) -> Slow:
-        return self
+    def replies(self, *_args: object, **_kwargs: object) -> list[Slow]:
+        return [self]
 
     def begin(self, *_args: object) -> None:
         self.begins.set()
