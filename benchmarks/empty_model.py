@@ -1,4 +1,4 @@
-"""PyTriton with a function that does nothing, for `server.py`: what no server behind PyTriton can go below."""
+"""PyTriton around a function that only sleeps, for `server.py`: what no server behind PyTriton can go below."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from multimodal_api.wire import VISION_INPUTS
@@ -16,9 +17,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from multimodal_server.calls import Answer
+    from multimodal_server.whole import Give
+
 
 async def _nothing(_tensors: Mapping[str, NDArray[Any]]) -> AsyncGenerator[list[str], None]:
     yield ["nothing"]
+
+
+def _sleep(seconds: float) -> Answer:
+    def answer(_tensors: Mapping[str, NDArray[Any]], give: Give) -> None:
+        time.sleep(seconds)
+        give(["nothing"])
+
+    return answer
 
 
 def main() -> None:
@@ -30,6 +42,7 @@ def main() -> None:
     parser.add_argument("--metrics-port", type=int, required=True)
     parser.add_argument("--openai-port", help="not listened on")
     parser.add_argument("--concurrency", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True, help="that it sleeps")
     arguments = parser.parse_args()
     addresses = Addresses("127.0.0.1", arguments.http_port, arguments.grpc_port, arguments.metrics_port)
     triton = Triton(addresses, stop_seconds=0)
@@ -39,7 +52,7 @@ def main() -> None:
     triton.publish(
         arguments.model_name,
         1,
-        lambda _tensors, give: give(["nothing"]),
+        _sleep(arguments.seconds),
         _nothing,
         inputs=VISION_INPUTS,
         concurrency=arguments.concurrency,

@@ -168,11 +168,12 @@ class Served(Server):
 
 
 class Empty(Server):
-    """PyTriton, and a model that answers at once."""
+    """PyTriton, and a model that only sleeps."""
 
-    def __init__(self, cpus: set[int], concurrency: int) -> None:
+    def __init__(self, cpus: set[int], *, concurrency: int, seconds: float) -> None:
         """Start it."""
-        super().__init__([str(HERE / "empty_model.py")], ["--concurrency", str(concurrency)], cpus, {})
+        arguments = ["--concurrency", str(concurrency), "--seconds", str(seconds)]
+        super().__init__([str(HERE / "empty_model.py")], arguments, cpus, {})
 
 
 class Clients(Process):

@@ -9,7 +9,8 @@ The tiny NeVA of `examples/` is built into an engine and answers in several ways
 - direct, from the JPEG and from the PNG: the same, but for a picture's file, which is decoded first.
 - through `multimodal-server` over each of its ports: Triton's take RGB, OpenAI's a file. What is added to the direct
   call from what a port is sent is what the port itself costs.
-- through Triton to a model that does nothing: what no server behind PyTriton can go below.
+- through Triton to a model that only sleeps, as long as an answer takes: what no server behind PyTriton can go below.
+  (Asked without a pause it takes a third less: caches are warm then, and CPUs awake.)
 
 All take turns in rounds, so that a busy machine slows all of them, with the same pictures in a round but for a corner:
 answers are as long, and nothing comes from a cache. Clients run in a process of their own, and make what they send
@@ -69,6 +70,7 @@ QUESTION: Final = "Describe the picture."
 TOKENS: Final = 16
 CONCURRENCIES: Final = {1: 16, 32: 128}
 """With the requests of a turn."""
+SLEEP_SECONDS: Final = 0.02
 DIRECT: Final = "direct"
 FROM_PICTURE: Final = "direct, from the picture"
 FROM_JPEG: Final = "direct, from the JPEG"
@@ -253,11 +255,14 @@ def main() -> None:
             if arguments.steps:
                 steps(ways, served, arguments.rounds)
                 return
-            with Empty(others, max(CONCURRENCIES)) as empty:
-                nothing = ports(empty, clients)
-                ways |= {f"{name}, empty model": nothing[name] for name in ("Triton HTTP", "Triton gRPC")}
-                for concurrency, requests in CONCURRENCIES.items():
-                    table(direct.ways() | ways, arguments.rounds, requests, concurrency)
+            for concurrency, requests in CONCURRENCIES.items():
+                table(direct.ways() | ways, arguments.rounds, requests, concurrency)
+    with Clients(others) as clients, Empty(others, concurrency=1, seconds=SLEEP_SECONDS) as empty:
+        sleeping = ports(empty, clients)
+        for name in ("Triton HTTP", "Triton gRPC"):
+            turns = [sleeping[name](Pictures(number, 0, CONCURRENCIES[1]), 1) for number in range(arguments.rounds + 1)]
+            added = statistics.median(turn.p50 for turn in turns[1:]) - SLEEP_SECONDS
+            print(f"\n{name} adds {added * 1000:.1f} ms to a function that sleeps {SLEEP_SECONDS * 1000:.0f} ms")
 
 
 def table(ways: dict[str, Way], rounds: int, requests: int, concurrency: int) -> None:
