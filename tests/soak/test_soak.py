@@ -144,7 +144,7 @@ def test_nothing_is_lost_stuck_wrong_or_leaked(served: list[Served], minutes: in
 def soak(minutes: int, book: Book, memory: Memory, report: Report) -> None:
     """Let it go on, with a line for every minute, and one of the memory of each part."""
     tell = report.tell
-    columns = ("minute", *End, "median", "99 %", *PARTS)
+    columns = ("minute", *End, "median", "99 %", "longest", *PARTS)
     tell("\n" + "".join(f"{column:>10}" for column in columns) + "   (requests; s; MiB of all six)")
     begun = time.monotonic()
     for minute in range(1, minutes + 1):
@@ -156,7 +156,7 @@ def soak(minutes: int, book: Book, memory: Memory, report: Report) -> None:
         percentiles = statistics.quantiles(seconds, n=100)
         tell(
             "".join(f"{number:10}" for number in numbers)
-            + "".join(f"{percentiles[at]:10.2f}" for at in (49, 98))
+            + "".join(f"{each:10.2f}" for each in (percentiles[49], percentiles[98], max(seconds)))
             + "".join(f"{memory.total(part):10.0f}" for part in PARTS)
         )
         report.keep(
