@@ -52,7 +52,8 @@ class Later:
 
     def _tell(self) -> None:
         left_out, self._left_out = self._left_out, 0
-        LOG.warning("%d lines of this log were left out here: those before them were not taken in time", left_out)
+        if left_out:  # else two threads have told at once
+            LOG.warning("%d lines of this log were left out here: those before them were not taken in time", left_out)
 
 
 class _Queue:
