@@ -27,6 +27,8 @@ from multimodal_api.families import Family
 from multimodal_client import media
 
 SECONDS: Final = 120
+RETRY_BUFFER = ("grpc.per_rpc_retry_buffer_size", 2**27)
+"""gRPC sends again what meets the renewal of a connection, if it fits here: 256 KiB by default."""
 LONGEST: Final = 32
 """Of an answer, in tokens: what the tiny models' resources allow."""
 
@@ -194,8 +196,8 @@ def in_pieces(
 
 
 def grpc_client(server: Server) -> tritonclient.grpc.InferenceServerClient:
-    """A client of the gRPC port."""
-    return tritonclient.grpc.InferenceServerClient(f"{server.host}:{server.grpc}")
+    """A client of the gRPC port that keeps its connection, as docs/how-to/ask-a-model.md says."""
+    return tritonclient.grpc.InferenceServerClient(f"{server.host}:{server.grpc}", channel_args=[RETRY_BUFFER])
 
 
 def text_of(result: Any) -> str:
