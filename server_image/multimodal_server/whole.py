@@ -81,7 +81,11 @@ class Whole:
         try:
             heard = self._heard.get(timeout=TOKEN_SECONDS)
         except queue.Empty:
-            raise silent(TOKEN_SECONDS) from None
+            with self._lock:
+                self._over = True
+            if self._heard.empty():  # else it has come in this moment, and perhaps been given
+                raise silent(TOKEN_SECONDS) from None
+            heard = self._heard.get()
         if isinstance(heard, Exception):
             try:
                 raise heard
@@ -102,7 +106,7 @@ class Whole:
                 self._texts[reply].append(reply.feed(checked(event)).text)
                 if all(each.finish is not None for each in self._texts):
                     self._give(self._in_copies())
-            self._heard.put(None if reply.finish is None else _Complete(reply, isinstance(event, Done)))
+                self._heard.put(None if reply.finish is None else _Complete(reply, isinstance(event, Done)))
         except Exception as error:  # noqa: BLE001 -- that of whoever asked
             self._heard.put(error)
 

@@ -12,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from multimodal_worker.backends.base import Encoder
+    from multimodal_worker.backends.base import ItemEncoder
     from multimodal_worker.device import DeviceThread
 
 CACHE_BYTES: Final = 2**28
@@ -59,7 +59,7 @@ class BatchedEncoder:
     A batch is whatever waits when the device is free: no request waits for others to come.
     """
 
-    def __init__(self, encoder: Encoder, thread: DeviceThread, *, max_batch: int, cache: MediaCache) -> None:
+    def __init__(self, encoder: ItemEncoder, thread: DeviceThread, *, max_batch: int, cache: MediaCache) -> None:
         """Take an encoder.
 
         Args:

@@ -80,8 +80,8 @@ class Backend(Protocol):
         ...
 
 
-class Encoder(Protocol):
-    """Makes prompt rows of frames or sounds."""
+class ItemEncoder(Protocol):
+    """Encodes frames or sounds, several at once."""
 
     @property
     def takes_any_length(self) -> bool:
@@ -91,6 +91,10 @@ class Encoder(Protocol):
     def encode_together(self, items: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """[3, height, width] of frames of one shape, or [frames, bands] of sounds, to [rows, hidden] each."""
         ...
+
+
+class Encoder(ItemEncoder, Protocol):
+    """Makes prompt rows of media."""
 
     def arrange(self, features: torch.Tensor) -> torch.Tensor:
         """[frames, rows, hidden] of one medium to [positions, hidden], in the order of the prompt."""

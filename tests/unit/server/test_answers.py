@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
@@ -70,6 +71,11 @@ class Scripted:
         for given, token in enumerate(self.ids[: request.max_new_tokens]):
             tell(Tokens(request_id=me, token_ids=(token,), seconds=(0.5 + 0.25 * given,)))
         tell(Done(request_id=me, reason=FinishReason.LENGTH, timing=DONE))
+
+    def say_at_once(self, request: Generate, tell: Callable[[Any], None]) -> None:
+        me = request.request_id
+        rest = Tokens(request_id=me, token_ids=self.ids)
+        tell(Done(request_id=me, reason=FinishReason.LENGTH, timing=DONE, rest=rest))
 
     def end(self, request_id: int, *, cancel: bool) -> None:
         assert request_id not in self.ended
@@ -195,6 +201,24 @@ def test_a_worker_that_is_silent_is_cancelled_and_heard_no_more(
     worker.gate.set()
     worker.threads[0].join(10)
     assert given == []
+
+
+def test_an_answer_that_is_given_while_the_time_runs_out_is_no_error(
+    engine: ServedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole, "TOKEN_SECONDS", 0.1)
+    with_tokens = replace(engine, recipe=RECIPE.model_copy(update={"stop_strings": ("<extra_id_1>",)}))
+    responder, worker, _ = answering(with_tokens, "yes")
+    monkeypatch.setattr(worker, "_say", worker.say_at_once)
+    given: list[list[str]] = []
+
+    def give(texts: list[str]) -> None:
+        time.sleep(0.5)
+        given.append(texts)
+
+    responder.answer(tensors(), give)
+    assert given == [["yes"]]
+    assert worker.ended == {1: False}
 
 
 def test_one_answer_that_fails_is_the_end_of_them_all(engine: ServedEngine) -> None:

@@ -22,9 +22,6 @@ class Sums:
         self.may_go = threading.Event()
         self.may_go.set()
 
-    def arrange(self, features: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
     def encode_together(self, items: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         assert self.may_go.wait(10)
         assert self.takes_any_length or len({item.shape for item in items}) == 1
