@@ -25,8 +25,8 @@ from PIL import Image
 
 from multimodal_api.families import Family
 from multimodal_client import Client
-from multimodal_server.triton import free_port
 from support import tiny_families
+from support.ports import unused_port
 from support.tiny_model import make_engine
 
 START_SECONDS = 300.0
@@ -110,7 +110,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     def start_one(engine: Path, *more: str) -> Server:
         folder = tmp_path_factory.mktemp("server")
         (folder / "termination-log").touch()
-        http, grpc, metrics, openai = (free_port() for _ in range(4))
+        http, grpc, metrics, openai = (unused_port() for _ in range(4))
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [
