@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from multimodal_server.calls import Answer
-    from multimodal_server.whole import Give
+    from multimodal_server.whole import Caller
 
 
 async def _nothing(_tensors: Mapping[str, NDArray[Any]]) -> AsyncGenerator[list[str], None]:
@@ -26,9 +26,9 @@ async def _nothing(_tensors: Mapping[str, NDArray[Any]]) -> AsyncGenerator[list[
 
 
 def _sleep(seconds: float) -> Answer:
-    def answer(_tensors: Mapping[str, NDArray[Any]], give: Give) -> None:
+    def answer(_tensors: Mapping[str, NDArray[Any]], caller: Caller) -> None:
         time.sleep(seconds)
-        give(["nothing"])
+        caller.give(["nothing"])
 
     return answer
 
@@ -55,7 +55,7 @@ def main() -> None:
         _sleep(arguments.seconds),
         _nothing,
         inputs=VISION_INPUTS,
-        concurrency=arguments.concurrency,
+        threads=arguments.concurrency,
     )
     threading.Event().wait()
 

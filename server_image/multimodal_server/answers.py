@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -16,7 +17,7 @@ from multimodal_server.limits import NAMES, read_question
 from multimodal_server.questions import Question, Said, prepare
 from multimodal_server.replies import Reply
 from multimodal_server.streams import asking
-from multimodal_server.whole import Whole
+from multimodal_server.whole import Nobody, Whole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
     from multimodal_server.engine import ServedEngine
     from multimodal_server.metrics import Metrics
     from multimodal_server.questions import Prepared
-    from multimodal_server.whole import Give
+    from multimodal_server.whole import Caller
     from multimodal_server.worker_client import WorkerClient
 
 LOG: Final = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 64
+"""Requests for whole answers that wait for a place among those that run; one more is refused as unavailable."""
 
 
 class Responder:
@@ -40,19 +44,42 @@ class Responder:
         self.engine = engine
         self.worker = worker
         self._metrics = metrics
+        self.most = engine.limits.max_batch_size + MAX_WAITING
+        """Requests for whole answers that `answer` takes at once."""
+        self._places = threading.BoundedSemaphore(self.most)
 
-    def answer(self, tensors: Mapping[str, NDArray[Any]], give: Give) -> None:
+    def answer(self, tensors: Mapping[str, NDArray[Any]], caller: Caller) -> None:
         """Answer one request of the wire.
 
         Args:
             tensors: of the request, by name.
-            give: called once, before this returns, from another thread; it raises nothing, and does not take long.
+            caller: is given the answer once, before this returns, from another thread; raises nothing, and does not
+                take long.
 
         Raises:
             ProductError: refused, or failed, and nothing was given; nothing else is ever raised.
         """
-        with self.handling():
-            Whole(self, self.prepare(read_question(tensors, self.engine.limits, self.engine.recipe)), give).ask()
+        with self.handling(), self._place():
+            Whole(self, self.prepare(read_question(tensors, self.engine.limits, self.engine.recipe)), caller).ask()
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Take a place among the requests for whole answers.
+
+        Raises:
+            ProductError: there is none.
+        """
+        if not self._places.acquire(blocking=False):
+            raise ProductError(
+                Reason.SERVER_BUSY,
+                at="queue",
+                problem=f"{self.most} requests run or wait already",
+                remedy="send the request again later, or raise spec.serving.replicas or spec.limits.maxBatchSize",
+            )
+        try:
+            yield
+        finally:
+            self._places.release()
 
     async def answer_in_pieces(self, tensors: Mapping[str, NDArray[Any]]) -> AsyncGenerator[list[str], None]:
         """Answer one request of the wire as it comes; closing the iterator before its end cancels the answers.
@@ -145,7 +172,7 @@ class Responder:
                 f"{refusal.at} {refusal.problem}",
                 remedy=f"{refusal.remedy}, or shorten what spec.prompt adds",
             ) from error
-        Whole(self, prepared, lambda _: None).ask()
+        Whole(self, prepared, Nobody()).ask()
 
 
 def _samplings(question: Question) -> list[Sampling]:

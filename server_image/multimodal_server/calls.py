@@ -1,4 +1,4 @@
-"""The front's ends of the sockets of `triton_calls.py`: each has a thread that answers what comes there."""
+"""The front's end of the socket of `triton_calls.py`: so many threads answer what comes there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from multimodal_api.errors import ProductError
@@ -19,52 +20,120 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from multimodal_server.whole import Give
+    from multimodal_server.triton_calls import Frame
+    from multimodal_server.whole import Caller
 
-    Answer = Callable[[Mapping[str, NDArray[Any]], Give], None]
+    Answer = Callable[[Mapping[str, NDArray[Any]], Caller], None]
 
 SEND_SECONDS: Final = 5
+WENT_AWAY: Final = {"code": "CANCELLED", "message": "the client went away"}
+"""Nobody reads it, but Triton waits for something."""
 
 
-class Place(threading.Thread):
-    """Answers one request at a time, until Triton's end is gone."""
+class Call:
+    """One request, as whoever answers it sees the client."""
 
-    def __init__(self, path: Path, answer: Answer) -> None:
+    def __init__(self, say: Callable[[Mapping[str, object]], None]) -> None:
+        self._say = say
+        self._lock = threading.Lock()
+        self._tell: Callable[[], None] | None = None
+        self._gone = False
+        self._answered = False
+
+    def give(self, texts: list[str]) -> None:
+        """Answer."""
+        self.say({"texts": texts})
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Have `tell` called, once and from any thread, when the client goes away; perhaps it has."""
+        with self._lock:
+            self._tell = tell
+            gone = self._gone
+        if gone:
+            tell()
+
+    def leave(self) -> None:
+        """The client went away; this may be said more than once."""
+        with self._lock:
+            tell = None if self._gone else self._tell
+            self._gone = True
+        if tell is not None:
+            tell()
+
+    def say(self, said: Mapping[str, object]) -> None:
+        """Tell Triton, unless it has been told."""
+        if not self._answered:
+            self._answered = True
+            self._say(said)
+
+
+class CallServer:
+    """Answers requests, until Triton's end is gone."""
+
+    def __init__(self, path: Path, answer: Answer, *, threads: int) -> None:
         """Connect.
 
         Args:
             path: where `triton_calls.Calls` listens.
-            answer: gives the texts of one request, once, or raises a ProductError; nothing else.
+            answer: gives the texts of one request, once, or none when the client has gone away, or raises a
+                ProductError; nothing else.
+            threads: that answer. Whichever has read a request answers it, and the next one reads on.
 
         Raises:
-            OSError: it does not.
+            OSError: nobody listens.
         """
-        super().__init__(name="answer", daemon=True)
         self._answer = answer
+        self._calls: dict[int, Call] = {}
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
         # The thread that sends hears the worker, for all: Triton's end reads at once, or is as good as gone.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", SEND_SECONDS, 0))
-        self.start()
+        self._reading = threading.Lock()
+        self._sending = threading.Lock()
+        self._threads = [threading.Thread(target=self._run, name="answer", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def is_alive(self) -> bool:
+        """Say whether it still answers."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
         """Answer no more."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def run(self) -> None:
-        """Answer; `is_alive` tells whether it still does."""
-        while (frame := triton_calls.receive(self._socket)) is not None:
-            try:
-                self._answer(triton_calls.tensors_of(frame), self._give)
-            except ProductError as error:
-                self._say(words(error.failure))
+    def _run(self) -> None:
+        while self._answer_one():
+            pass
 
-    def _give(self, texts: list[str]) -> None:
-        self._say({"texts": texts})
-
-    def _say(self, said: Mapping[str, object]) -> None:
+    def _answer_one(self) -> bool:
+        """Answer the next request, and keep nothing of it; False at the end."""
+        if (frame := self._next()) is None:
+            return False
+        call = self._calls[frame.number]
         try:
-            triton_calls.send(self._socket, said)
+            self._answer(triton_calls.tensors_of(frame), call)
+        except ProductError as error:
+            call.say(words(error.failure))
+        del self._calls[frame.number]
+        call.say(WENT_AWAY)  # if it was not answered
+        return True
+
+    def _next(self) -> Frame | None:
+        """Wait for a turn to read, and for a request; None at the end."""
+        with self._reading:
+            while (frame := triton_calls.receive(self._socket)) is not None:
+                if frame.head != triton_calls.GONE:
+                    self._calls[frame.number] = Call(partial(self._say, frame.number))
+                    return frame
+                if (call := self._calls.get(frame.number)) is not None:
+                    call.leave()
+        return None
+
+    def _say(self, number: int, said: Mapping[str, object]) -> None:
+        try:
+            with self._sending:
+                triton_calls.send(self._socket, number, said)
         except OSError:  # perhaps in the middle of a frame
             self.close()

@@ -144,7 +144,7 @@ def _serve(settings: Settings, events: queue.SimpleQueue[_Event]) -> Failure | N
         responder.answer,
         responder.answer_in_pieces,
         inputs=engine.inputs,
-        concurrency=engine.limits.max_batch_size,
+        threads=responder.most + 1,  # one to refuse what is too much
     )
     keeper = Keeper(triton, publish, events.put, metrics.triton_restarts.inc)
     keeper.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,23 @@ from pytriton.model_config.generator import ModelConfigGenerator
 from pytriton.models.model import Model
 
 from multimodal_server import sockets, triton_calls, triton_model, triton_stream
-from multimodal_server.calls import Place
+from multimodal_server.calls import CallServer
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from pytriton.model_config import ModelConfig
+
+    from multimodal_server.calls import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswers:
+    """What the model of whole answers is made of, in the place of PyTriton's callable."""
+
+    answer: Answer
+    threads: int
+    """That call it."""
 
 
 class _Written(Model):  # type: ignore[misc]  # pytriton ships no types
@@ -41,11 +53,11 @@ class Pieces(_Written):
 
 
 class Whole(_Written):
-    """The model of whole answers: each of its instances, a process of Triton's, asks one of its functions."""
+    """The model of whole answers: one process of Triton's asks for all requests over a socket."""
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**settings)
-        self._places: list[Place] = []
+        self._calls: CallServer | None = None
 
     def get_proxy_model_files(self) -> dict[str, bytes]:
         """Give our files, in place of PyTriton's."""
@@ -53,19 +65,18 @@ class Whole(_Written):
 
     def setup(self) -> None:
         """Connect: Triton has loaded the model."""
-        self._places = [
-            Place(self._workspace.path / triton_calls.name(str(number)), answer)
-            for number, answer in enumerate(self.infer_functions)
-        ]
+        made: WholeAnswers
+        (made,) = self.infer_functions
+        self._calls = CallServer(self._workspace.path / triton_calls.SOCKET, made.answer, threads=made.threads)
 
     def clean(self) -> None:
         """Answer no more."""
-        for place in self._places:
-            place.close()
+        if self._calls is not None:
+            self._calls.close()
 
     def is_alive(self) -> bool:
-        """Say whether all of Triton's processes are connected."""
-        return bool(self._places) and all(place.is_alive() for place in self._places)
+        """Say whether Triton's process is connected."""
+        return self._calls is not None and self._calls.is_alive()
 
 
 def make_model(*, config: ModelConfig, **settings: object) -> Model:

@@ -24,7 +24,7 @@ import pytriton.models.manager
 import pytriton.triton
 from pytriton.client import ModelClient
 from pytriton.client.warnings import NotSupportedTimeoutWarning
-from pytriton.model_config import DynamicBatcher, ModelConfig, QueuePolicy
+from pytriton.model_config import ModelConfig
 from pytriton.model_config import Tensor as TritonTensor
 
 from multimodal_api import wire
@@ -32,7 +32,7 @@ from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
 from multimodal_server import memory, triton_stream
 from multimodal_server.gone import Gone
-from multimodal_server.models import make_model
+from multimodal_server.models import WholeAnswers, make_model
 from multimodal_server.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -43,12 +43,11 @@ if TYPE_CHECKING:
     from pytriton.proxy.types import Request
 
     from multimodal_server.calls import Answer
-    from multimodal_server.whole import Give
+    from multimodal_server.whole import Caller
 
     Stream = Callable[[Mapping[str, NDArray[Any]]], AsyncGenerator[list[str], None]]
     Outputs = list[dict[str, NDArray[Any]]]
     Pieces = Callable[[list[Request]], AsyncGenerator[Outputs, None]]
-    Callables = list[Answer] | Pieces
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -58,14 +57,9 @@ CALL_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 1.0
 """Longer than a request takes from Triton's queue to us, and an answer from us to the wire, on a busy machine."""
 LOAD_SECONDS: Final = 120.0
-"""Until all processes of a model have started: ten times what it takes on a busy machine. Triton itself waits for ever
+"""Until the process of a model has started: ten times what it takes on a busy machine. Triton itself waits for ever
 for one that does not come up; after this it is started again."""
 ORPHAN_SECONDS: Final = 10.0
-MAX_QUEUED: Final = 64
-"""Requests that wait inside Triton for a free instance; one more is refused as unavailable."""
-MAX_INSTANCES: Final = 32
-"""Each is a process of 45 MiB that waits for one answer at a time."""
-
 _LOOPBACK: Final = "127.0.0.1"
 _NUMPY: Final = {"BYTES": bytes, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 
@@ -191,17 +185,17 @@ class Triton:
         stream: Stream,
         *,
         inputs: Sequence[wire.Tensor],
-        concurrency: int,
+        threads: int,
     ) -> None:
         """Offer a model. It is ready when `open` has been called and this returns.
 
         Args:
             name: on the wire.
             version: on the wire.
-            answer: gives the texts of one request; called from `concurrency` threads; raises nothing but ProductError.
+            answer: gives the texts of one request; called from `threads` threads; raises nothing but ProductError.
             stream: the same in pieces, for the name with `wire.STREAM_SUFFIX`; called from one event loop.
             inputs: tensors of a request.
-            concurrency: requests that are answered at once.
+            threads: that answer.
         """
         gone = self._gone = Gone(self._workspace / triton_stream.SOCKET)
         # This one is loaded at once, and its requests wait for the engine; the other is loaded when the engine is
@@ -209,25 +203,23 @@ class Triton:
         # that starts every second whether it lives, and ends as a whole when on a busy machine one answer is late.)
         self._offer(name + wire.STREAM_SUFFIX, version, _streaming(stream, self._running, gone), inputs)
         self._opened.wait()
-        instances = [_counted(answer, self._running)] * min(concurrency, MAX_INSTANCES)
-        self._offer(name, version, instances, inputs)
+        self._offer(name, version, [WholeAnswers(_counted(answer, self._running), threads)], inputs)
         memory.bound(self._server.pid, memory.room())
         self._models = (name, name + wire.STREAM_SUFFIX)
 
-    def _offer(self, name: str, version: int, instances: Callables, inputs: Sequence[wire.Tensor]) -> None:
-        """Load one model: a list of instances that give whole answers, or the one that gives pieces."""
+    def _offer(
+        self, name: str, version: int, function: list[WholeAnswers] | Pieces, inputs: Sequence[wire.Tensor]
+    ) -> None:
+        """Load one model: the one that gives whole answers, or the one that gives pieces."""
         self._server.bind(
             name,
-            instances,
+            function,
             inputs=[_describe(tensor) for tensor in inputs],
             outputs=[_describe(wire.OUTPUTS)],
             model_version=version,
             # Largest batch 1: Triton never merges requests of two users, and refuses a request of several rows.
-            config=ModelConfig(
-                max_batch_size=1,
-                batcher=DynamicBatcher(default_queue_policy=QueuePolicy(max_queue_size=MAX_QUEUED)),
-                decoupled=not isinstance(instances, list),
-            ),
+            # No batcher: its thread would only be one more on the way. Both models take each request at once.
+            config=ModelConfig(max_batch_size=1, batcher=None, decoupled=not isinstance(function, list)),
         )
 
     def open(self) -> None:
@@ -363,9 +355,9 @@ def _clean(models: Iterable[Model], gone: Gone | None) -> None:
 
 
 def _counted(answer: Answer, running: _Count) -> Answer:
-    def counted(tensors: Mapping[str, NDArray[Any]], give: Give) -> None:
+    def counted(tensors: Mapping[str, NDArray[Any]], caller: Caller) -> None:
         with running:
-            answer(tensors, give)
+            answer(tensors, caller)
 
     return counted
 

@@ -12,6 +12,7 @@ import asyncio  # noqa: F401 -- Triton itself takes it when it has called a mode
 import importlib
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,9 +26,12 @@ class TritonPythonModel:
 
     def __init__(self) -> None:
         self._triton = importlib.import_module("triton_python_backend_utils")
+        self._final = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         self._output = ""
+        self._whole: Any = None
+        """`triton_calls.py`, of the model of whole answers."""
         self._calls: Any = None
-        """Of the model of whole answers."""
+        """Its calls."""
         self._proxy: Any = None
         """PyTriton's model, of the streaming model."""
         self._watch: Any = None
@@ -45,24 +49,35 @@ class TritonPythonModel:
             return
         (output,) = config["output"]
         self._output = output["name"]
-        calls = importlib.import_module(".triton_calls", __package__)
-        self._calls = calls.Calls(workspace / calls.name(args["model_instance_name"]))
+        self._whole = importlib.import_module(".triton_calls", __package__)
+        self._calls = self._whole.Calls(workspace / self._whole.SOCKET)
 
-    def execute(self, requests: list[Any]) -> list[Any] | None:
-        """Answer requests; Triton gives one at a time, since the model's largest batch is 1."""
+    def execute(self, requests: list[Any]) -> None:
+        """Ask; Triton gives one request at a time, since the model's largest batch is 1, and is answered later."""
         (request,) = requests
         empty = self._empty(request)
-        if self._watch is None:
-            return [empty or self._answer(request)]
-        if empty is None:
-            self._stream(request)
+        if empty is not None:
+            request.get_response_sender().send(empty, self._final)
+        elif self._watch is None:
+            self._ask(request)
         else:
-            request.get_response_sender().send(empty, self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        return None
+            self._stream(request)
 
-    def _answer(self, request: Any) -> Any:  # noqa: ANN401 -- Triton's
-        """Ask the front, and wait."""
-        said = self._calls.ask({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
+    def _ask(self, request: Any) -> None:  # noqa: ANN401 -- Triton's
+        """Ask the front for a whole answer."""
+        sender = request.get_response_sender()
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        self._calls.ask(tensors, self._whole.Waiting(partial(self._give, sender), sender.is_cancelled))
+
+    def _give(self, sender: Any, said: Any) -> None:  # noqa: ANN401 -- Triton's, and what the front says
+        """Send the answer."""
+        try:
+            sender.send(self._response(said), self._final)
+        except self._triton.TritonModelException as error:
+            self._triton.Logger.log_error(str(error))
+
+    def _response(self, said: Any) -> Any:  # noqa: ANN401 -- what the front says, and Triton's
+        """Make what Triton takes of what the front says."""
         if said is None:
             return self._lost()
         if "texts" not in said:

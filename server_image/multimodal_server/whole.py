@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from multimodal_api.worker_protocol import Done
 from multimodal_server.worker_client import TOKEN_SECONDS, checked, silent
@@ -22,8 +22,29 @@ if TYPE_CHECKING:
     from multimodal_server.replies import Reply
     from multimodal_server.worker_client import Event
 
-    Give = Callable[[list[str]], None]
-    """Is given one text for each copy that was asked for."""
+
+class Caller(Protocol):
+    """Whoever asked."""
+
+    def give(self, texts: list[str]) -> None:
+        """Take the answer: one text for each copy that was asked for."""
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Have `tell` called, once and from any thread, when nobody waits for the answer any more."""
+
+
+class Nobody:
+    """A caller that only waits."""
+
+    def give(self, texts: list[str]) -> None:
+        """Leave it."""
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Never go away."""
+
+
+class _GoneError(Exception):
+    """Nobody waits any more."""
 
 
 class _Complete(NamedTuple):
@@ -37,17 +58,17 @@ class _Complete(NamedTuple):
 class Whole:
     """All answers to one question, given together when the last of them is complete."""
 
-    def __init__(self, responder: Responder, prepared: Prepared, give: Give) -> None:
+    def __init__(self, responder: Responder, prepared: Prepared, caller: Caller) -> None:
         """Take the question; `ask` asks it.
 
         Args:
             responder: answers.
             prepared: the question.
-            give: called once, from another thread; it raises nothing, and does not take long.
+            caller: is given the answer once, from another thread; raises nothing, and does not take long.
         """
         self._worker = responder.worker
         self._prepared = prepared
-        self._give = give
+        self._caller = caller
         self._texts: dict[Reply, list[str]] = {reply: [] for reply in responder.replies(prepared, stream=False)}
         self._heard: queue.SimpleQueue[_Complete | Exception | None] = queue.SimpleQueue()
         """Of each event what it completes, if anything, or what is wrong with it."""
@@ -56,12 +77,13 @@ class Whole:
         """Whether whoever asked has gone on: nothing may be given any more."""
 
     def ask(self) -> None:
-        """Ask, and wait until the answers have been given.
+        """Ask, and wait until the answers have been given, or nobody waits for them any more.
 
         Raises:
             ProductError: the worker refuses or fails, or says nothing for too long; nothing has been given then.
         """
         running: set[Reply] = set()
+        self._caller.when_gone(lambda: self._heard.put(_GoneError()))
         try:
             for reply in self._texts:
                 running.add(reply)
@@ -71,6 +93,8 @@ class Whole:
                 if complete is not None:
                     running.remove(complete.reply)
                     self._end(complete.reply, cancel=not complete.done)
+        except _GoneError:
+            pass
         finally:
             with self._lock:
                 self._over = True
@@ -105,7 +129,7 @@ class Whole:
                     return
                 self._texts[reply].append(reply.feed(checked(event)).text)
                 if all(each.finish is not None for each in self._texts):
-                    self._give(self._in_copies())
+                    self._caller.give(self._in_copies())
                 self._heard.put(None if reply.finish is None else _Complete(reply, isinstance(event, Done)))
         except Exception as error:  # noqa: BLE001 -- that of whoever asked
             self._heard.put(error)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import queue
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from multimodal_api.worker_protocol import Done
 from multimodal_server.worker_client import checked, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from multimodal_api.errors import Failure
     from multimodal_api.worker_protocol import Generate, Tokens
@@ -21,11 +22,26 @@ if TYPE_CHECKING:
 SECONDS = 60.0
 
 
+@dataclass
+class Caller:
+    """Whoever asked: keeps what is given."""
+
+    given: list[list[str]] = field(default_factory=list)
+    tell: Callable[[], None] = lambda: None
+    """What is called when it goes away."""
+
+    def give(self, texts: list[str]) -> None:
+        self.given.append(texts)
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+
+
 def answer(responder: Responder, tensors: Mapping[str, Any]) -> list[str]:
     """Give the texts that a request of the wire is answered with."""
-    given: list[list[str]] = []
-    responder.answer(tensors, given.append)
-    (texts,) = given
+    caller = Caller()
+    responder.answer(tensors, caller)
+    (texts,) = caller.given
     return texts
 
 

@@ -21,9 +21,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tritonclient.grpc import InferenceServerClient, InferInput
 
 from multimodal_api.engine import MANIFEST_NAME, MODEL_DIR, Manifest
 from multimodal_api.errors import ProductError
@@ -31,9 +33,10 @@ from multimodal_api.reasons import Reason
 from multimodal_client import Client
 from multimodal_recipes.recipe import RECIPE_NAME, Recipe
 from multimodal_server import memory
+from multimodal_server.answers import MAX_WAITING
 from multimodal_server.keeper import MENDS
-from multimodal_server.triton import MAX_QUEUED
-from support.tiny_engine import build_inputs, write_manifest
+from multimodal_server.triton_calls import POLL_SECONDS
+from support.tiny_engine import TOKENS_PER_IMAGE, build_inputs, write_manifest
 from support.tiny_model import PADDED_VOCAB
 from tests.triton.conftest import END_SECONDS, Server, picture, ready
 
@@ -115,8 +118,8 @@ def health(server: Server) -> int:
 
 def test_a_stop_finishes_what_was_accepted_and_exits_0(start: Callable[[Path], Server], endless: Path) -> None:
     server = ready(start(endless))
-    threads = [Asking(server, seed) for seed in range(4)]  # two run, the others wait in Triton
-    threads.append(Asking(server, 4, stream=True))  # in the worker
+    threads = [Asking(server, seed) for seed in range(4)]  # two run, the others wait in the worker
+    threads.append(Asking(server, 4, stream=True))
     wait_until_all_run(server, threads[:2])
     assert health(server) == HTTPStatus.OK
     server.process.send_signal(signal.SIGTERM)  # it leaves, and still takes what comes
@@ -124,8 +127,7 @@ def test_a_stop_finishes_what_was_accepted_and_exits_0(start: Callable[[Path], S
         time.sleep(0.01)
     for thread in threads[2:]:
         thread.start()
-    wait_until(server, "nv_inference_pending_request_count", 2)
-    wait_until(server, "multimodal_waiting_requests", 1)
+    wait_until(server, "multimodal_media_tokens_total", (1 + len(threads)) * TOKENS_PER_IMAGE)  # one is the warm-up's
     server.process.send_signal(signal.SIGTERM)  # whoever asks twice does not want to wait for others
     time.sleep(0.5)
     with pytest.raises(ProductError):
@@ -151,15 +153,34 @@ def test_a_full_queue_refuses_at_once_and_answers_the_rest(start: Callable[[Path
         return "answered"
 
     os.kill(server.worker(), signal.SIGSTOP)  # no answer ends before the queue is full
-    with ThreadPoolExecutor(MAX_QUEUED + 10) as threads:
-        asked = [threads.submit(ask, number) for number in range(MAX_QUEUED + 10)]
+    with ThreadPoolExecutor(MAX_WAITING + 10) as threads:
+        asked = [threads.submit(ask, number) for number in range(MAX_WAITING + 10)]
         wait(asked, END_SECONDS, FIRST_COMPLETED)
         os.kill(server.worker(), signal.SIGCONT)
     ends = [each.result() for each in asked]
     refused = [end for end in ends if end != "answered"]
-    assert ends.count("answered") >= MAX_QUEUED
+    assert ends.count("answered") >= MAX_WAITING
     assert refused, "the queue has no bound"
-    assert all("503" in end and "maximum queue size" in end for end in refused), refused[0]
+    assert all(f"{MAX_WAITING + 2} requests run or wait already; send" in end for end in refused), refused[0]
+
+
+def test_whoever_ends_a_call_over_grpc_is_answered_no_further(start: Callable[[Path], Server], endless: Path) -> None:
+    server = ready(start(endless))
+    os.kill(server.worker(), signal.SIGSTOP)  # nothing ends by itself
+    question, shown = InferInput("input_text", [1, 1], "BYTES"), InferInput("input_media", [1, 1, 8, 8, 3], "UINT8")
+    question.set_data_from_numpy(np.array([[TEXT.encode()]], dtype=object))
+    shown.set_data_from_numpy(picture(2, 8, 8)[None, None])
+    with InferenceServerClient(server.grpc.removeprefix("grpc://")) as client:
+        call = client.async_infer("tiny", [question, shown], lambda **_: None)
+        time.sleep(4 * POLL_SECONDS)
+        assert '"finish": "cancelled"' not in server.log
+        call.cancel()
+        ends = time.monotonic() + END_SECONDS
+        while '"finish": "cancelled"' not in server.log:
+            assert time.monotonic() < ends, "nobody noticed"
+            time.sleep(0.05)
+    os.kill(server.worker(), signal.SIGCONT)
+    wait_until(server, "multimodal_running_requests", 0)
 
 
 def test_the_worker_s_death_is_the_server_s(start: Callable[[Path], Server], endless: Path) -> None:
@@ -196,23 +217,16 @@ def ask_for_more_than_there_is(server: Server) -> None:
             connection.getresponse()
 
 
-def stop_a_process_of_the_model(server: Server) -> None:
-    """As on a machine that is busy beyond measure: Triton hears nothing of a process for longer than a second."""
-    os.kill(server.worker(), signal.SIGSTOP)
+def stop_the_model_s_process(server: Server) -> None:
+    """As on a machine that is busy beyond measure: it does not take what Triton gives it for longer than a second."""
+    (stopped,) = server.triton("tiny_0_0")
+    os.kill(stopped, signal.SIGSTOP)
     asking = Asking(server, 0)
     asking.start()
-    time.sleep(0.5)
-    stopped = server.triton("tiny_0_")
-    for process in stopped:
-        os.kill(process, signal.SIGSTOP)
     asking.join(END_SECONDS)
     assert "not healthy" in str(asking.error)
-    for process in stopped:
-        os.kill(process, signal.SIGCONT)
-    os.kill(server.worker(), signal.SIGCONT)
-    for seed in range(8):  # Triton ends at the answer to a question that it has given up
-        with suppress(ProductError):
-            server.client.query(TEXT, picture(seed), max_output_len=1)
+    with suppress(ProcessLookupError):
+        os.kill(stopped, signal.SIGCONT)
 
 
 def end_triton(server: Server) -> None:
@@ -225,7 +239,7 @@ def test_triton_is_started_again_beside_the_engine_a_few_times(start: Callable[[
     question: dict[str, Any] = {"max_output_len": 12}
     worker, wanted = server.worker(), server.client.query(TEXT, picture(1), **question)
     before_all = server.memory()
-    for end in (ask_for_more_than_there_is, stop_a_process_of_the_model, end_triton):
+    for end in (ask_for_more_than_there_is, stop_the_model_s_process, end_triton):
         before = server.triton()
         end(server)
         wait_for_another_triton(server, before)
@@ -244,6 +258,25 @@ def test_triton_is_started_again_beside_the_engine_a_few_times(start: Callable[[
     failure = json.loads(server.last_words)
     assert failure["reason"] == Reason.SERVER_FAILED
     assert "Triton's process ended" in failure["problem"]
+
+
+def test_the_end_of_the_model_s_process_is_told_to_all_who_wait(start: Callable[[Path], Server], engine: Path) -> None:
+    server = ready(start(engine))
+    wanted, before = server.client.query(TEXT, picture(1), max_output_len=12), server.triton()
+    os.kill(server.worker(), signal.SIGSTOP)
+    threads = [Asking(server, seed) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(server, "multimodal_media_tokens_total", 6 * TOKENS_PER_IMAGE)  # the warm-up, the first, and these
+    (ended,) = server.triton("tiny_0_0")
+    os.kill(ended, signal.SIGKILL)
+    for thread in threads:
+        thread.join(END_SECONDS)
+        assert thread.error is not None
+    os.kill(server.worker(), signal.SIGCONT)
+    wait_for_another_triton(server, before)
+    assert server.client.query(TEXT, picture(1), max_output_len=12) == wanted
+    wait_until(server, "multimodal_running_requests", 0)
 
 
 def test_a_stop_while_the_engine_loads_exits_0(start: Callable[[Path], Server], engine: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -25,7 +26,7 @@ from multimodal_server.engine import ServedEngine
 from multimodal_server.metrics import Metrics
 from multimodal_server.replies import Reply
 from multimodal_server.worker_client import WorkerClient
-from support.answering import answer
+from support.answering import Caller, answer
 from support.tiny_engine import IMAGE_SIZE, RECIPE, TOKENS_PER_IMAGE, build_inputs
 from support.tiny_tokenizer import write_tokenizer
 
@@ -179,11 +180,17 @@ def test_sampled_copies_are_asked_with_seeds_of_their_own(engine: ServedEngine) 
 def test_answers_are_given_by_the_thread_that_hears_the_last_of_them(engine: ServedEngine) -> None:
     responder, worker, _ = answering(engine, "yes")
     sampled = tensors(batch_size=number(4), top_k=number(0), top_p=number(0.9, np.float32))
-    given: list[tuple[str, list[str]]] = []
-    responder.answer(sampled, lambda texts: given.append((threading.current_thread().name, texts)))
-    ((name, texts),) = given
-    assert name in {f"worker {number}" for number in range(1, 5)}
-    assert texts == ["yes"] * 4
+    names: list[str] = []
+
+    class Noting(Caller):
+        def give(self, texts: list[str]) -> None:
+            names.append(threading.current_thread().name)
+            super().give(texts)
+
+    caller = Noting()
+    responder.answer(sampled, caller)
+    assert set(names) < {f"worker {number}" for number in range(1, 5)}
+    assert caller.given == [["yes"] * 4]
     assert worker.ended == dict.fromkeys(range(1, 5), False)
 
 
@@ -193,14 +200,14 @@ def test_a_worker_that_is_silent_is_cancelled_and_heard_no_more(
     monkeypatch.setattr(whole, "TOKEN_SECONDS", 0.1)
     responder, worker, _ = answering(engine, "yes")
     worker.gate.clear()
-    given: list[list[str]] = []
+    caller = Caller()
     with pytest.raises(ProductError) as caught:
-        responder.answer(tensors(), given.append)
+        responder.answer(tensors(), caller)
     assert caught.value.failure.reason is Reason.DEADLINE_EXCEEDED
     assert worker.ended == {1: True}
     worker.gate.set()
     worker.threads[0].join(10)
-    assert given == []
+    assert caller.given == []
 
 
 def test_an_answer_that_is_given_while_the_time_runs_out_is_no_error(
@@ -210,14 +217,15 @@ def test_an_answer_that_is_given_while_the_time_runs_out_is_no_error(
     with_tokens = replace(engine, recipe=RECIPE.model_copy(update={"stop_strings": ("<extra_id_1>",)}))
     responder, worker, _ = answering(with_tokens, "yes")
     monkeypatch.setattr(worker, "_say", worker.say_at_once)
-    given: list[list[str]] = []
 
-    def give(texts: list[str]) -> None:
-        time.sleep(0.5)
-        given.append(texts)
+    class Slow(Caller):
+        def give(self, texts: list[str]) -> None:
+            time.sleep(0.5)
+            super().give(texts)
 
-    responder.answer(tensors(), give)
-    assert given == [["yes"]]
+    caller = Slow()
+    responder.answer(tensors(), caller)
+    assert caller.given == [["yes"]]
     assert worker.ended == {1: False}
 
 
@@ -225,12 +233,49 @@ def test_one_answer_that_fails_is_the_end_of_them_all(engine: ServedEngine) -> N
     responder, worker, metrics = answering(engine, "yes")
     worker.refused = 2
     sampled = tensors(batch_size=number(3), top_k=number(0), top_p=number(0.9, np.float32))
-    given: list[list[str]] = []
+    caller = Caller()
     with pytest.raises(ProductError, match="no room"):
-        responder.answer(sampled, given.append)
-    assert given == []
+        responder.answer(sampled, caller)
+    assert caller.given == []
     assert worker.ended.keys() == {1, 2, 3}
     assert worker.ended[2]
+    assert counted(metrics, "multimodal_requests_total", outcome="ServerBusy") == 1
+
+
+def test_whoever_goes_away_is_waited_for_no_longer(engine: ServedEngine) -> None:
+    responder, worker, metrics = answering(engine, "yes")
+    worker.gate.clear()
+    sampled = tensors(batch_size=number(3), top_k=number(0), top_p=number(0.9, np.float32))
+
+    class Leaving(Caller):
+        def when_gone(self, tell: Callable[[], None]) -> None:
+            threading.Timer(0.1, tell).start()
+
+    caller = Leaving()
+    responder.answer(sampled, caller)
+    assert caller.given == []
+    assert worker.ended == dict.fromkeys(range(1, 4), True)
+    worker.gate.set()
+    for thread in worker.threads:
+        thread.join(10)
+    assert caller.given == []
+    assert counted(metrics, "multimodal_requests_total", outcome="Answered") == 1
+
+
+def test_a_request_for_which_there_is_no_place_is_refused_at_once(engine: ServedEngine) -> None:
+    responder, worker, metrics = answering(engine, "yes")
+    worker.gate.clear()
+    with ThreadPoolExecutor(responder.most) as threads:
+        asked = [threads.submit(answer, responder, tensors()) for _ in range(responder.most)]
+        ends = time.monotonic() + 30
+        while len(worker.threads) < responder.most:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        with pytest.raises(ProductError, match=rf"{responder.most} requests run or wait already; send .* again later"):
+            answer(responder, tensors())
+        worker.gate.set()
+        assert all(each.result(30) == ["yes"] for each in asked)
+    assert answer(responder, tensors()) == ["yes"]
     assert counted(metrics, "multimodal_requests_total", outcome="ServerBusy") == 1
 
 
