@@ -77,7 +77,8 @@ class CallServer:
             path: where `triton_calls.Calls` listens.
             answer: gives the texts of one request, once, or none when the client has gone away, or raises a
                 ProductError; nothing else.
-            threads: that answer. Whichever has read a request answers it, and the next one reads on.
+            threads: that answer, at most. One reads; when it has a request, it answers that, and another one reads on:
+                the one that was busy last, so that few are ever used, and those have warm caches.
 
         Raises:
             OSError: nobody listens.
@@ -88,29 +89,46 @@ class CallServer:
         self._socket.connect(str(path))
         # The thread that sends hears the worker, for all: Triton's end reads at once, or is as good as gone.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", SEND_SECONDS, 0))
-        self._reading = threading.Lock()
         self._sending = threading.Lock()
-        self._threads = [threading.Thread(target=self._run, name="answer", daemon=True) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
+        self._state = threading.Lock()
+        """Of all that follows."""
+        self._may_start = threads
+        self._idle: list[threading.Lock] = []
+        """Each is held, and whoever releases it lets its thread read; the last one's was busy last."""
+        self._is_read = True
+        """Whether one reads, or is about to."""
+        self._alive = True
+        self._start()
 
     def is_alive(self) -> bool:
         """Say whether it still answers."""
-        return all(thread.is_alive() for thread in self._threads)
+        return self._alive
 
     def close(self) -> None:
         """Answer no more."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
+    def _start(self) -> None:
+        self._may_start -= 1
+        threading.Thread(target=self._run, name="answer", daemon=True).start()
+
     def _run(self) -> None:
-        while self._answer_one():
-            pass
+        try:
+            while self._answer_one():
+                self._wait_to_read()
+        finally:
+            with self._state:
+                self._alive = False
+                for thread in self._idle:
+                    thread.release()
+                self._idle.clear()
 
     def _answer_one(self) -> bool:
-        """Answer the next request, and keep nothing of it; False at the end."""
-        if (frame := self._next()) is None:
+        """Read a request, answer it, and keep nothing of it; False at the end."""
+        if not self._alive or (frame := self._next()) is None:
             return False
+        self._let_another_read()
         call = self._calls[frame.number]
         try:
             self._answer(triton_calls.tensors_of(frame), call)
@@ -120,15 +138,33 @@ class CallServer:
         call.say(WENT_AWAY)  # if it was not answered
         return True
 
+    def _let_another_read(self) -> None:
+        with self._state:
+            if self._idle:
+                self._idle.pop().release()
+            elif self._may_start:
+                self._start()
+            else:
+                self._is_read = False
+
+    def _wait_to_read(self) -> None:
+        turn = threading.Lock()
+        with self._state:
+            if not self._is_read or not self._alive:
+                self._is_read = True
+                return
+            turn.acquire()
+            self._idle.append(turn)
+        turn.acquire()
+
     def _next(self) -> Frame | None:
-        """Wait for a turn to read, and for a request; None at the end."""
-        with self._reading:
-            while (frame := triton_calls.receive(self._socket)) is not None:
-                if frame.head != triton_calls.GONE:
-                    self._calls[frame.number] = Call(partial(self._say, frame.number))
-                    return frame
-                if (call := self._calls.get(frame.number)) is not None:
-                    call.leave()
+        """Wait for a request; None at the end."""
+        while (frame := triton_calls.receive(self._socket)) is not None:
+            if frame.head != triton_calls.GONE:
+                self._calls[frame.number] = Call(partial(self._say, frame.number))
+                return frame
+            if (call := self._calls.get(frame.number)) is not None:
+                call.leave()
         return None
 
     def _say(self, number: int, said: Mapping[str, object]) -> None:

@@ -202,18 +202,23 @@ class Calls:
             _hang_up(self._front)
 
     def _hear(self, front: socket.socket) -> None:
-        """Hand out the answers."""
-        while (frame := receive(front)) is not None:
+        """Hand out the answers; whatever ends that, nobody waits any longer."""
+        try:
+            while (frame := receive(front)) is not None:
+                with self._changed:
+                    waiting = self._waiting.pop(frame.number, None)
+                if waiting is None:  # the front is out of step
+                    return
+                waiting.end(frame.head)
+        finally:
+            _hang_up(front)
             with self._changed:
-                waiting = self._waiting.pop(frame.number)
-            waiting.end(frame.head)
-        with self._changed:
-            self._gone = True
-            left = list(self._waiting.values())
-            self._waiting.clear()
-            self._changed.notify()
-        for waiting in left:
-            waiting.end(None)
+                self._gone = True
+                left = list(self._waiting.values())
+                self._waiting.clear()
+                self._changed.notify()
+            for waiting in left:
+                waiting.end(None)
 
     def _look(self, front: socket.socket) -> None:
         """Tell of those who went away, until the front has ended their requests."""

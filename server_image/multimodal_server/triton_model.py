@@ -70,16 +70,19 @@ class TritonPythonModel:
         self._calls.ask(tensors, self._whole.Waiting(partial(self._give, sender), sender.is_cancelled))
 
     def _give(self, sender: Any, said: Any) -> None:  # noqa: ANN401 -- Triton's, and what the front says
-        """Send the answer."""
+        """Send the answer, or that there is none."""
         try:
-            sender.send(self._response(said), self._final)
+            response = self._lost() if said is None else self._response(said)
+        except Exception as error:  # noqa: BLE001 -- of whatever kind: nobody else would answer
+            self._triton.Logger.log_error(repr(error))
+            response = self._lost()
+        try:
+            sender.send(response, self._final)
         except self._triton.TritonModelException as error:
             self._triton.Logger.log_error(str(error))
 
     def _response(self, said: Any) -> Any:  # noqa: ANN401 -- what the front says, and Triton's
         """Make what Triton takes of what the front says."""
-        if said is None:
-            return self._lost()
         if "texts" not in said:
             return self._refusal(said["code"], said["message"])
         texts = np.array([[text.encode()] for text in said["texts"]], dtype=object)

@@ -20,7 +20,7 @@ from multimodal_api.reasons import Reason
 from multimodal_server import calls as calls_module
 from multimodal_server import triton_calls
 from multimodal_server.calls import CallServer
-from multimodal_server.triton_calls import SOCKET, Calls, Frame, Waiting, send_tensors
+from multimodal_server.triton_calls import SOCKET, Calls, Frame, Waiting, receive, send, send_tensors
 from multimodal_server.whole import Caller
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -219,6 +219,18 @@ def test_a_front_that_is_gone_leaves_no_answer(calls: Calls, serve: Serve) -> No
     assert client.hear() is None
     ended.set()
     assert Client(calls).ask(TENSORS).hear() is None
+
+
+def test_an_answer_to_nobody_is_the_end(calls: Calls, tmp_path: Path) -> None:
+    """A front out of step is one that is gone: Triton is started again then."""
+    with socket.socket(socket.AF_UNIX) as front:
+        front.connect(str(tmp_path / SOCKET))
+        client = Client(calls).ask({})
+        send(front, 7, {"texts": []})
+        assert client.hear() is None
+        assert receive(front) is not None  # the request
+        assert receive(front) is None
+    assert Client(calls).ask({}).hear() is None
 
 
 def test_triton_s_end_of_it_is_seen(calls: Calls, serve: Serve) -> None:
