@@ -26,6 +26,7 @@ from multimodal_api.logs import FIELDS, configure
 from multimodal_api.overrides import Overrides
 from multimodal_api.reasons import Reason
 from multimodal_api.worker_protocol import Ready
+from multimodal_server import memory
 from multimodal_server.keeper import Keeper, Published, Unpublished
 from multimodal_server.worker_client import WorkerClient
 
@@ -81,6 +82,7 @@ class _Clock:
 
 def main() -> NoReturn:
     """Serve until a signal (0) or a failure (1)."""
+    memory.share_arenas()
     configure(PROGRAM)
     settings = _settings()
     events: queue.SimpleQueue[_Event] = queue.SimpleQueue()

@@ -129,6 +129,19 @@ def test_what_all_threads_are_too_busy_for_waits_for_one(calls: Calls, serve: Se
     assert [client.hear() for client in clients] == [{"texts": told(number(value))} for value in range(9)]
 
 
+def test_few_threads_answer_what_comes_one_after_another(calls: Calls, serve: Serve) -> None:
+    threads: set[int] = set()
+
+    def answer(tensors: Tensors, caller: Caller) -> None:
+        threads.add(threading.get_ident())
+        echo(tensors, caller)
+
+    serve(answer, threads=64)
+    for value in range(200):
+        Client(calls).ask(number(value)).hear()
+    assert len(threads) < 16
+
+
 def test_a_refusal_has_triton_s_code_and_our_words(calls: Calls, serve: Serve) -> None:
     def refuse(_: Tensors, _caller: Caller) -> None:
         raise ProductError(Reason.SERVER_BUSY, at="queue", problem="is \N{GRINNING FACE} full", remedy="wait")

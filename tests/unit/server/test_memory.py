@@ -13,6 +13,31 @@ from multimodal_server import memory
 ROOM = 2**26
 TRY = "import sys; input(); bytearray(int(sys.argv[1])); print('taken')"
 
+ALLOCATE = """
+import ctypes, threading
+{first}
+libc, together = ctypes.CDLL(None), threading.Barrier(17)
+def work():
+    kept = bytearray(10_000)
+    together.wait(60)
+    together.wait(60)
+for _ in range(16):
+    threading.Thread(target=work).start()
+together.wait(60)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+together.wait(60)
+"""
+"""Prints what glibc knows of its arenas."""
+
+
+@pytest.mark.parametrize(
+    ("first", "few"), [("from multimodal_server import memory; memory.share_arenas()", True), ("", False)]
+)
+def test_many_threads_share_few_arenas(first: str, few: bool) -> None:  # noqa: FBT001
+    said = subprocess.check_output([sys.executable, "-c", ALLOCATE.format(first=first)], text=True, timeout=60)
+    assert (said.count("<heap nr=") <= memory.ARENAS) is few
+
 
 @pytest.mark.parametrize(("size", "taken"), [(ROOM // 2, True), (2 * ROOM, False)])
 def test_a_process_is_refused_what_is_beyond_its_room(size: int, taken: bool) -> None:  # noqa: FBT001
