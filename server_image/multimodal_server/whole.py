@@ -43,7 +43,7 @@ class Nobody:
         """Never go away."""
 
 
-class _GoneError(Exception):
+class _Gone:
     """Nobody waits any more."""
 
 
@@ -70,7 +70,7 @@ class Whole:
         self._prepared = prepared
         self._caller = caller
         self._texts: dict[Reply, list[str]] = {reply: [] for reply in responder.replies(prepared, stream=False)}
-        self._heard: queue.SimpleQueue[_Complete | Exception | None] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[_Complete | _Gone | Exception | None] = queue.SimpleQueue()
         """Of each event what it completes, if anything, or what is wrong with it."""
         self._lock = threading.Lock()
         self._over = False
@@ -83,25 +83,26 @@ class Whole:
             ProductError: the worker refuses or fails, or says nothing for too long; nothing has been given then.
         """
         running: set[Reply] = set()
-        self._caller.when_gone(lambda: self._heard.put(_GoneError()))
+        # Whoever asked keeps this: it must not lead to what it asked, a circle that would hold the pictures.
+        self._caller.when_gone(partial(self._heard.put, _Gone()))
         try:
             for reply in self._texts:
                 running.add(reply)
                 self._worker.begin(reply.request, self._prepared.buffers, partial(self._hear, reply))
             while running:
-                complete = self._next()
-                if complete is not None:
-                    running.remove(complete.reply)
-                    self._end(complete.reply, cancel=not complete.done)
-        except _GoneError:
-            pass
+                heard = self._next()
+                if isinstance(heard, _Gone):
+                    break
+                if heard is not None:
+                    running.remove(heard.reply)
+                    self._end(heard.reply, cancel=not heard.done)
         finally:
             with self._lock:
                 self._over = True
             for reply in running:
                 self._end(reply, cancel=True)
 
-    def _next(self) -> _Complete | None:
+    def _next(self) -> _Complete | _Gone | None:
         try:
             heard = self._heard.get(timeout=TOKEN_SECONDS)
         except queue.Empty:

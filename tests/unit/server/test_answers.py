@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -260,6 +261,22 @@ def test_whoever_goes_away_is_waited_for_no_longer(engine: ServedEngine) -> None
         thread.join(10)
     assert caller.given == []
     assert counted(metrics, "multimodal_requests_total", outcome="Answered") == 1
+
+
+def test_whoever_asked_keeps_no_pictures(engine: ServedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    responder, worker, _ = answering(engine, "yes")
+    sent: list[weakref.ref[memoryview]] = []
+    begin = worker.begin
+
+    def noting(request: Generate, buffers: Sequence[memoryview], tell: Callable[[Any], None]) -> None:
+        sent.extend(map(weakref.ref, buffers))
+        begin(request, buffers, tell)
+
+    monkeypatch.setattr(worker, "begin", noting)
+    caller = Caller()
+    responder.answer(tensors(), caller)
+    assert len(caller.given) == len(sent) == 1
+    assert sent[0]() is None
 
 
 def test_a_request_for_which_there_is_no_place_is_refused_at_once(engine: ServedEngine) -> None:
