@@ -234,6 +234,11 @@ class Triton:
         """End the process, if it has not ended, and leave nothing of it but threads that end with what they do."""
         with suppress(ProcessLookupError):
             os.kill(self._server.pid, signal.SIGKILL)
+        # The model's processes end when they see that they are alone, but not one that waits for a word of Triton's.
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has ended, or is none of ours
+                if f"{self._workspace}/".encode() in path.read_bytes():
+                    os.kill(int(path.parent.name), signal.SIGKILL)
         models = list(self._server._model_manager.models)  # noqa: SLF001
         threading.Thread(target=_clean, args=(models, self._gone), name="clean", daemon=True).start()
         self._models, self._gone = (), None
