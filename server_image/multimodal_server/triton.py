@@ -6,7 +6,6 @@ import http.client
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import tempfile
@@ -30,7 +29,7 @@ from pytriton.model_config import Tensor as TritonTensor
 from multimodal_api import wire
 from multimodal_api.errors import ProductError
 from multimodal_api.reasons import Reason
-from multimodal_server import memory, triton_stream
+from multimodal_server import leavings, memory, triton_stream
 from multimodal_server.gone import Gone
 from multimodal_server.models import WholeAnswers, make_model
 from multimodal_server.refusal import Refusal
@@ -140,7 +139,7 @@ class Triton:
         self._running = _Count()
         self._folder = Path(tempfile.gettempdir()) / f"multimodal-triton-{os.getpid()}"
         # A container that was ended by force starts again with the same number, in a pod whose volumes live on.
-        _clear(self._folder)
+        leavings.clear(self._folder)
         self._starts = 0
         self._opened = threading.Event()
 
@@ -231,20 +230,16 @@ class Triton:
         return bool(self._server.is_alive())
 
     def forget(self) -> None:
-        """End the process, if it has not ended, and leave nothing of it but threads that end with what they do."""
+        """End the process and those of its models, and leave nothing of it but threads that end with what they do."""
         with suppress(ProcessLookupError):
             os.kill(self._server.pid, signal.SIGKILL)
-        # The model's processes end when they see that they are alone, but not one that waits for a word of Triton's.
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):  # it has ended, or is none of ours
-                if f"{self._workspace}/".encode() in path.read_bytes():
-                    os.kill(int(path.parent.name), signal.SIGKILL)
+        leavings.end_processes(self._workspace)
         models = list(self._server._model_manager.models)  # noqa: SLF001
         threading.Thread(target=_clean, args=(models, self._gone), name="clean", daemon=True).start()
         self._models, self._gone = (), None
-        _clear(self._workspace)
+        leavings.clear(self._workspace)
         ends = time.monotonic() + ORPHAN_SECONDS
-        # The model's processes hold copies of its sockets, and end when they see that they are alone.
+        # Processes that were ended hold copies of its sockets until the kernel has taken them down.
         while not self._ports_are_free() and time.monotonic() < ends:
             time.sleep(POLL_SECONDS)
 
@@ -267,7 +262,7 @@ class Triton:
 
         The kernel ends Triton with it, at once, where PyTriton itself takes seconds.
         """
-        _clear(self._folder)
+        leavings.clear(self._folder)
 
     def _unload(self) -> None:
         """Take the models off the wire, and wait until nothing that Triton had taken is waiting or being answered.
@@ -342,13 +337,6 @@ def check_port(host: str, port: int, *, name: str) -> None:
                 problem=f"cannot listen on {host} port {port}: {error.strerror}",
                 remedy="choose a port above 1023 that nothing else in the pod uses (spec.triton)",
             ) from None
-
-
-def _clear(workspace: Path) -> None:
-    """Remove PyTriton's files, and the shared memory of a process of this number."""
-    shutil.rmtree(workspace, ignore_errors=True)
-    for segment in Path("/dev/shm").glob(f"pytrtion{os.getpid()}-*"):  # noqa: S108 -- where POSIX shared memory is
-        segment.unlink(missing_ok=True)
 
 
 def _clean(models: Iterable[Model], gone: Gone | None) -> None:

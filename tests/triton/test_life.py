@@ -181,6 +181,7 @@ def test_whoever_ends_a_call_over_grpc_is_answered_no_further(start: Callable[[P
             time.sleep(0.05)
     os.kill(server.worker(), signal.SIGCONT)
     wait_until(server, "multimodal_running_requests", 0)
+    assert "AttributeError" not in server.log, "Triton has no such code"
 
 
 def test_the_worker_s_death_is_the_server_s(start: Callable[[Path], Server], endless: Path) -> None:
@@ -277,6 +278,29 @@ def test_the_end_of_the_model_s_process_is_told_to_all_who_wait(start: Callable[
     wait_for_another_triton(server, before)
     assert server.client.query(TEXT, picture(1), max_output_len=12) == wanted
     wait_until(server, "multimodal_running_requests", 0)
+
+
+def test_nothing_is_left_of_a_triton_that_ended_while_requests_ran(
+    start: Callable[[Path], Server], engine: Path
+) -> None:
+    server = ready(start(engine))
+    wanted, before = server.client.query(TEXT, picture(1), max_output_len=12), server.triton()
+    old = f"multimodal-triton-{server.process.pid}/1/"
+    assert server.triton(old)
+    os.kill(server.worker(), signal.SIGSTOP)
+    threads = [Asking(server, seed, stream=seed % 2 == 0) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(server, "multimodal_media_tokens_total", 6 * TOKENS_PER_IMAGE)  # the warm-up, the first, and these
+    end_triton(server)
+    for thread in threads:
+        thread.join(END_SECONDS)
+        assert thread.error is not None
+    os.kill(server.worker(), signal.SIGCONT)
+    wait_for_another_triton(server, before)
+    assert server.client.query(TEXT, picture(1), max_output_len=12) == wanted
+    wait_until(server, "multimodal_running_requests", 0)
+    assert not server.triton(old)
 
 
 def test_a_stop_while_the_engine_loads_exits_0(start: Callable[[Path], Server], engine: Path) -> None:
